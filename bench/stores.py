@@ -1,0 +1,366 @@
+"""Put and get of one large image for each kind of store, beside the usual tool for it: writes docs/stores/speed.md.
+
+    make bench STORES=filesystem,s3,swift,rbd,cinder,vmware,gridfs
+
+Both talk to the same server, started here, in turns and each time in a process of its own, so that its memory can be
+told. Ours verifies as it always does: SHA-256 of all that is put. Both read the same file, and forget what they get.
+"""
+
+import argparse
+import io
+import json
+import os
+import platform
+import resource
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+from pydantic import SecretStr
+
+from glimpse.confine import harden
+from glimpse.stores import Store, open_store
+from glimpse.streams import CHUNK, Checked, Digest
+from glimpse.tasks import StoreRef
+from glimpse.testing.bodies import record_of
+from servers import ROOT, Server, tool
+from servers.stores import SERVERS, TYPES, Place, new, place
+
+PAGE: Final = ROOT / "docs" / "stores" / "speed.md"
+KEY: Final = "bench-1"
+SMALL: Final = 64
+"""MiB of the small image: how much more memory the large one takes is told by the difference."""
+
+
+class FromFile:
+    """A Reader over a file."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("rb", buffering=0)
+        self.size: int | None = path.stat().st_size
+
+    def read(self, n: int = CHUNK, /) -> bytes:
+        """The next bytes."""
+        return self._file.read(n)
+
+
+class Nowhere(io.BytesIO):
+    """A file that forgets what it is given."""
+
+    def write(self, data: Any, /) -> int:
+        """All of it."""
+        return len(data)
+
+    def seek(self, offset: int, _whence: int = 0, /) -> int:
+        """Anywhere."""
+        return offset
+
+    def seekable(self) -> bool:
+        """So that ranges may be written as they come."""
+        return True
+
+
+def ours(where: Place, folder: Path) -> Store:
+    """Our store."""
+    config = dict(where.config)
+    if where.kind == "filesystem":
+        config["path"] = str(folder / "store")
+    elif where.kind in {"s3", "swift"}:
+        config["prefix"] = "ours"
+    ca = where.ca_file.read_text() if where.ca_file else None
+    ref = StoreRef(
+        name="bench",
+        driver=where.kind,
+        config=config,
+        secret={name: SecretStr(value) for name, value in where.secret.items()},
+        ca_bundle=ca,
+        installation="bench",
+    )
+    store = open_store(ref)
+    store.claim()
+    return store
+
+
+def run(*words: str | Path, env: Mapping[str, str] | None = None) -> None:
+    """Run a program that must succeed; what it says goes nowhere."""
+    subprocess.run(
+        [str(word) for word in words], check=True, stdout=subprocess.DEVNULL, env={**os.environ, **(env or {})}
+    )
+
+
+# The usual tools: to put, to get, and to remove, where that is needed before the next round.
+
+
+def _filesystem(_where: Place, folder: Path, source: Path, action: str) -> None:
+    target = folder / "copy"
+    match action:
+        case "put":
+            run("bash", "-c", 'cp "$0" "$1" && sync "$1"', source, target)
+        case "get":
+            run("bash", "-c", 'cat "$0" | cat > /dev/null', target)
+        case _:
+            target.unlink()
+
+
+def _s3(where: Place, _folder: Path, source: Path, action: str) -> None:
+    import boto3
+
+    client = boto3.client(
+        "s3",
+        endpoint_url=where.config["endpoint"],
+        region_name="us-east-1",
+        aws_access_key_id=where.secret["accessKey"],
+        aws_secret_access_key=where.secret["secretKey"],
+    )
+    bucket = where.config["bucket"]
+    match action:
+        case "put":
+            with source.open("rb") as file:
+                client.upload_fileobj(file, bucket, "theirs")
+        case "get":
+            client.download_fileobj(bucket, "theirs", Nowhere())
+        case _:
+            client.delete_object(Bucket=bucket, Key="theirs")
+
+
+def _swift(where: Place, _folder: Path, source: Path, action: str) -> None:
+    swift: list[str | Path] = [Path(sys.executable).parent / "swift", "-q", "-A", where.config["authUrl"], "-V", "1"]
+    swift += ["-U", where.secret["user"], "-K", where.secret["key"]]
+    match action:
+        case "put":
+            words = ["--segment-size", str(64 << 20), "--use-slo", "--object-name", "theirs", where.config["container"]]
+            run(*swift, "upload", *words, source)
+        case "get":
+            run(*swift, "download", "--output", "/dev/null", where.config["container"], "theirs")
+        case _:
+            run(*swift, "delete", where.config["container"], "theirs")
+
+
+def _rbd(where: Place, folder: Path, source: Path, action: str) -> None:
+    user, key, pool = "cinder", where.secret.get("cephKey", ""), "volumes"
+    if where.kind == "rbd":
+        user, key, pool = where.config["user"], where.secret["userKey"], where.config["pool"]
+    keyfile = folder / "key"
+    keyfile.touch(mode=0o600)
+    keyfile.write_text(key)
+    rbd: list[str | Path] = [tool("rbd", "ceph-common"), "--conf", folder / "ceph" / "ceph.conf"]
+    rbd += ["--id", user, "--keyfile", keyfile, "--no-progress"]
+    match action:
+        case "put":
+            run(*rbd, "import", source, f"{pool}/theirs")
+        case "get":
+            run(*rbd, "export", f"{pool}/theirs", "-")
+        case _:
+            run(*rbd, "rm", f"{pool}/theirs")
+
+
+def _gridfs(where: Place, _folder: Path, source: Path, action: str) -> None:
+    import gridfs
+    from pymongo import MongoClient
+
+    with MongoClient[dict[str, Any]](
+        where.config["uri"],
+        username=where.secret["username"],
+        password=where.secret["password"],
+        tlsCAFile=str(where.ca_file) if where.ca_file else None,
+    ) as client:
+        bucket = gridfs.GridFSBucket(client[where.config["database"]], "theirs")
+        match action:
+            case "put":
+                with source.open("rb") as file:
+                    bucket.upload_from_stream("theirs", file)
+            case "get":
+                # As GridFSBucket does, but FerretDB's batches of it are larger than it takes itself.
+                for _ in client[where.config["database"]]["theirs.chunks"].find().sort("n").batch_size(32):
+                    pass
+            case _:
+                bucket.delete_by_name("theirs")
+
+
+_LOGIN: Final = """<Envelope xmlns="http://schemas.xmlsoap.org/soap/envelope/"><Body><Login xmlns="urn:vim25">\
+<_this type="SessionManager">SessionManager</_this><userName>{username}</userName><password>{password}</password>\
+</Login></Body></Envelope>"""
+
+
+def _vmware(where: Place, folder: Path, source: Path, action: str) -> None:
+    config = where.config
+    url = f"https://{config['server']}/folder/{config['folder']}/theirs?dcPath={config['datacenter']}"
+    curl: list[str | Path] = [tool("curl", "curl"), "-sSf", "--noproxy", "*", "--cacert", str(where.ca_file)]
+    curl += ["-o", "/dev/null"]
+    run(*curl, "-c", folder / "cookies", "-d", _LOGIN.format(**where.secret), f"https://{config['server']}/sdk")
+    curl += ["-b", folder / "cookies"]
+    match action:
+        case "put":
+            run(*curl, "-T", source, f"{url}&dsName={config['datastore']}")
+        case "get":
+            run(*curl, f"{url}&dsName={config['datastore']}")
+        case _:
+            pass  # it is replaced
+
+
+TOOLS: Final[Mapping[str, tuple[str, Callable[[Place, Path, Path, str], None]]]] = {
+    "filesystem": ("`cp` and `sync`, `cat` into a pipe", _filesystem),
+    "s3": ("boto3 `upload_fileobj`, `download_fileobj`", _s3),
+    "swift": ("`swift upload` with segments of 64 MiB, `swift download`", _swift),
+    "rbd": ("`rbd import`, `rbd export`", _rbd),
+    "cinder": ("`rbd import`, `rbd export`", _rbd),
+    "vmware": ("`curl -T`, `curl -o /dev/null`", _vmware),
+    "gridfs": ("pymongo `GridFSBucket`", _gridfs),
+}
+
+
+def one(who: str, action: str, where: Place, folder: Path, source: Path) -> None:
+    """Do one thing, and print how long it took, and the memory that it needed besides that of an idle process."""
+    if who == "ours":
+        harden()  # as a worker does
+        store = ours(where, folder)
+        things: Mapping[str, Callable[[], object]] = {
+            "put": partial(put, store, source),
+            "get": partial(get, store),
+            "remove": partial(store.delete, KEY),
+        }
+        thing = things[action]
+    else:
+        thing = partial(TOOLS[where.kind][1], where, folder, source, action)
+    began = time.perf_counter()
+    thing()
+    seconds = time.perf_counter() - began
+    whose = resource.RUSAGE_SELF
+    print(json.dumps([seconds, resource.getrusage(whose).ru_maxrss << 10]))
+
+
+def put(store: Store, source: Path) -> None:
+    """Store the file, verified."""
+    with Checked(FromFile(source), [Digest("sha256")]) as body:
+        store.put(KEY, f"a{time.monotonic_ns()}", body, lambda: record_of(KEY))
+
+
+def get(store: Store) -> None:
+    """Read it."""
+    with store.get(KEY) as reader:
+        while reader.read():
+            pass
+
+
+class Bench:
+    """The measurements, in one folder."""
+
+    def __init__(self, folder: Path, mib: int, rounds: int) -> None:
+        self.folder, self.mib, self.rounds = folder, mib, rounds
+        self.rows: list[tuple[str, ...]] = []
+        self.sources = {size: folder / f"source-{size}" for size in (SMALL, mib)}
+        for size, path in self.sources.items():
+            with path.open("wb") as file:
+                for _ in range(size):
+                    file.write(os.urandom(1 << 20))
+
+    def measure(self, kind: str) -> None:
+        """Start what this kind needs, measure, stop it."""
+        running: dict[str, Server[Any]] = {}
+        try:
+            for name in TYPES:
+                if name in SERVERS.get(kind, ()):
+                    running[name] = new(name, self.folder / name, running)
+                    running[name].start()
+            if kind == "filesystem":
+                (self.folder / "store").mkdir()
+                where = Place(kind, {}, {})
+            else:
+                where = place(kind, "bench", running[SERVERS[kind][-1]])
+            self._measure(where)
+        finally:
+            for server in reversed(running.values()):
+                server.stop()
+            for name in (*running, "store", "copy"):
+                shutil.rmtree(self.folder / name, ignore_errors=True)
+
+    def _measure(self, where: Place) -> None:
+        def act(who: str, action: str, mib: int) -> tuple[float, int]:
+            kind = asdict(where) | {"ca_file": str(where.ca_file) if where.ca_file else None}
+            command = [sys.executable, __file__, "--one", who, action, str(self.folder), str(self.sources[mib])]
+            out = subprocess.run(command, input=json.dumps(kind), check=True, stdout=subprocess.PIPE, text=True).stdout
+            seconds, memory = json.loads(out)
+            return seconds, memory
+
+        flat = [act("ours", action, SMALL)[1] for action in ("put", "get")]
+        act("ours", "remove", SMALL)
+        took: dict[tuple[str, str], list[tuple[float, int]]] = {}
+        for turn in range(self.rounds):
+            for action in ("put", "get", "remove"):
+                for who in ("ours", "theirs") if turn % 2 else ("theirs", "ours"):
+                    os.sync()
+                    took.setdefault((who, action), []).append(act(who, action, self.mib))
+        for number, action in enumerate(("put", "get")):
+            mine, other = took["ours", action], took["theirs", action]
+            ratio = statistics.median(b[0] / a[0] for a, b in zip(mine, other, strict=True))
+            memory = f"{flat[number] >> 20} / {max(each[1] for each in mine) >> 20} MiB"
+            goal = "1.0" if action == "put" else "0.9"
+            row = (where.kind, action, _times(mine), f"{TOOLS[where.kind][0]}: {_times(other)}", f"{ratio:.2f}", goal)
+            self.rows.append((*row, memory))
+            print(" | ".join(self.rows[-1]), flush=True)
+
+    def page(self, command: str) -> str:
+        """The table as a page."""
+        machine = f"{os.cpu_count()} cores, Linux {platform.release()}"
+        lines = [
+            "# How fast the stores are",
+            "",
+            f"Written by `{command}`; do not edit.",
+            f"An image of {self.mib} MiB of random bytes, from a file in the page cache to a real server on the same",
+            f"machine ({machine}), and back to nowhere.",
+            f"Medians of {self.rounds} rounds in which both take turns, the range in brackets.",
+            "Ours computes SHA-256 of all that is put, as it always does; the tools do not.",
+            f"The last column is the largest memory of our process, for {SMALL} and for {self.mib} MiB.",
+            "",
+            "| store | | Glimpse | beside it | times as fast | goal | memory |",
+            "|---|---|---|---|---|---|---|",
+            *("| " + " | ".join(row) + " |" for row in self.rows),
+        ]
+        return "\n".join(lines) + "\n"
+
+
+def _times(took: list[tuple[float, int]]) -> str:
+    seconds = [each[0] for each in took]
+    return f"{statistics.median(seconds):.2f} s ({min(seconds):.2f}-{max(seconds):.2f})"
+
+
+def main() -> int:
+    """Measure and write; or do the one thing that a process of its own is started for."""
+    if sys.argv[1:2] == ["--one"]:
+        who, action, place_, source = sys.argv[2:]
+        found = json.load(sys.stdin)
+        found["ca_file"] = Path(found["ca_file"]) if found["ca_file"] else None
+        one(who, action, Place(**found), Path(place_), Path(source))
+        return 0
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("stores", help=f"with commas between: {', '.join(TOOLS)}; or all")
+    parser.add_argument("--mib", type=int, default=1024, help="size of the image")
+    parser.add_argument("--rounds", type=int, default=3, help="how often each thing is measured")
+    parser.add_argument("--folder", type=Path, help="where: the file system that is measured")
+    parser.add_argument("--dry", action="store_true", help="print only, write no page")
+    arguments = parser.parse_args()
+    kinds = list(TOOLS) if arguments.stores == "all" else arguments.stores.split(",")
+    if unknown := set(kinds) - set(TOOLS):
+        parser.error(f"no such store: {', '.join(sorted(unknown))}; there are {', '.join(TOOLS)}")
+    folder = Path(tempfile.mkdtemp(prefix="glimpse-bench-", dir=arguments.folder))
+    try:
+        bench = Bench(folder, arguments.mib, arguments.rounds)
+        for kind in kinds:
+            bench.measure(kind)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    if not arguments.dry:
+        PAGE.write_text(bench.page(f"make bench STORES={arguments.stores}"))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

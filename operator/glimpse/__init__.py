@@ -1,0 +1,1 @@
+"""Glimpse manages virtual-machine images as Kubernetes custom resources."""

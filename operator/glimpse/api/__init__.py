@@ -1,0 +1,1 @@
+"""The kinds that people write, as models; the CRDs are made from them."""

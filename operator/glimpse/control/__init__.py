@@ -1,0 +1,1 @@
+"""What happens to images and stores, and when. Never touches their bytes."""

@@ -1,0 +1,44 @@
+"""The Image that another one refers to, as that one may see it.
+
+Asked anew at each decision: who may use an Image is for its owner to say at any time. What may not be used and what is
+not there are told in the same words.
+"""
+
+from glimpse.api.image import Image
+from glimpse.control.conditions import READY, find
+from glimpse.control.seen import Original
+from glimpse.problems import InvalidConfiguration, SourceNotFound, SourceUnavailable
+
+
+def usable(original: Image, namespace: str) -> bool:
+    """Whether Images of a namespace may refer to this one."""
+    spec = original.spec
+    if original.metadata.namespace == namespace or spec.visibility in ("community", "public"):
+        return True
+    return spec.visibility == "shared" and namespace in spec.members
+
+
+def seen(image: Image, other: Image | None) -> Original | None:
+    """What `image` sees of the Image that it names, which is `other`; None: it names none."""
+    ref = image.spec.source.image
+    if ref is None:
+        return None
+    mine = image.metadata.namespace
+    where = (ref.namespace or mine, ref.name)
+    name = "/".join(where)
+    if where == (mine, image.metadata.name):
+        return Original(problem=InvalidConfiguration("spec.source.image names the Image itself; name another"))
+    missing = SourceNotFound(f"there is no Image {name} that the namespace {mine} may use: spec.source.image")
+    if other is None or other.metadata.deletion_timestamp:
+        return Original(problem=missing)
+    if not usable(other, mine):
+        return Original(problem=missing, withdrawn=True)
+    if other.spec.deactivated:
+        return Original(problem=SourceUnavailable(f"the Image {name} is deactivated; it is waited for"))
+    artifact = other.status.artifact
+    entry = next((h for h in other.status.history if artifact and h.revision == artifact.revision), None)
+    if entry is None or not entry.stores:
+        ready = find(other.status.conditions, READY)
+        why = f" ({ready.reason})" if ready else ""
+        return Original(problem=SourceUnavailable(f"the Image {name} has no verified bytes{why}; they are waited for"))
+    return Original(uid=other.metadata.uid, entry=entry)

@@ -1,0 +1,1 @@
+"""Serves the bytes; the part of Glimpse that consumers talk to."""

@@ -1,0 +1,267 @@
+"""The gateway: the one door for those who use images.
+
+It reads Kubernetes through its own ServiceAccount, and bytes through the stores; what is uploaded goes to workers. What
+it cannot answer it says as a problem (RFC 9457), and nothing that a client does or leaves undone holds it up.
+"""
+
+import asyncio
+import logging
+import signal
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import Final
+
+from aiohttp import web
+from aiohttp.typedefs import Handler, Middleware
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+from glimpse import logs
+from glimpse.gateway.access import Access
+from glimpse.gateway.admission import Admission
+from glimpse.gateway.catalog import Catalog
+from glimpse.gateway.copies import Threads
+from glimpse.gateway.door import Closed, Door, Room, listen, spare
+from glimpse.gateway.download import Downloads
+from glimpse.gateway.events import Events
+from glimpse.gateway.keys import Keys
+from glimpse.gateway.linking import Linking
+from glimpse.gateway.links import Links
+from glimpse.gateway.listing import Listing
+from glimpse.gateway.meters import Meters
+from glimpse.gateway.refusals import Refusal, refuse
+from glimpse.gateway.tls import Certificate
+from glimpse.gateway.upload import Upload
+from glimpse.kube import Kube
+from glimpse.login import LoginError
+from glimpse.settings import Settings
+
+log: Final = logging.getLogger(__name__)
+
+PROBES: Final = ("/healthz", "/readyz", "/metrics")
+METHODS: Final = ("GET", "HEAD", "POST", "PUT")
+"""Those that are counted by their names: others may be anything."""
+KEEP_ALIVE: Final = 75.0
+"""Seconds that a connection may rest between two requests."""
+LINGER: Final = 2.0
+"""Seconds in which the rest of a body that nobody wants is read, before the connection is closed."""
+HEAD: Final = 8190
+"""Bytes of the longest line in a request's head. A token has some 1,500."""
+LINES: Final = 100
+"""Header lines of one request."""
+SHOWN: Final = 1000
+"""Characters of a request's path that are logged; no link is as long."""
+
+
+def main(settings: Settings) -> int:
+    """Serve until SIGTERM or SIGINT; the exit status.
+
+    1: there is no way to the API server, the address is taken, or the certificate cannot be used.
+    """
+    logs.configure(settings)
+    try:
+        asyncio.run(_main(settings))
+    except (LoginError, OSError) as error:
+        log.error("the gateway cannot start: %s", error)  # noqa: TRY400 - the message says it all
+        return 1
+    return 0
+
+
+async def _main(settings: Settings) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    kube = await Kube.connect(settings.kubeconfig, token_file=settings.gateway_token_file)
+    try:
+        async with serve(settings, kube) as (host, port):
+            log.info("serving on %s:%d", host, port)
+            await stop.wait()
+            log.info("stopping; running downloads have %.0f s", settings.gateway_drain)
+    finally:
+        await kube.close()
+
+
+@asynccontextmanager
+async def serve(settings: Settings, kube: Kube) -> AsyncIterator[tuple[str, int]]:
+    """A gateway that serves at this address until the end, then lets downloads finish for `gateway_drain` seconds."""
+    files = settings.gateway_tls_certificate, settings.gateway_tls_key
+    certificate = Certificate(files[0], files[1]) if files[0] and files[1] else None
+    meters, threads = Meters(), Threads()
+    catalog = Catalog(kube, settings.namespace, silence=settings.silence)
+    meters.images.set_function(lambda: len(catalog))
+    app = web.Application(middlewares=[_answering(meters)])
+    access = Access(kube, settings.audience)
+    keys = Keys(kube, settings.namespace, silence=settings.silence)
+    links = Links(keys, settings.gateway_url, settings.links.maximum)
+    admission = Admission(catalog, access, links, anonymous=settings.gateway_anonymous)
+    app.add_routes(Downloads(catalog, admission, threads, meters).routes())
+    upload = Upload(settings, kube, catalog, access, admission)
+    app.add_routes(upload.routes())
+    app.on_cleanup.append(upload.close)
+    app.add_routes(Linking(admission, links, patience=settings.gateway_idle).routes())
+    app.add_routes(Listing(catalog.index, access).routes())
+    events = Events(catalog.index, access, meters, settings.gateway_idle)
+    app.add_routes(events.routes())
+    app.on_shutdown.append(events.close)
+    app.add_routes(_probes(catalog, meters))
+    app.on_response_prepare.append(_sign)
+    runner = web.AppRunner(app, shutdown_timeout=settings.gateway_drain)
+    await runner.setup()
+    assert runner.server  # noqa: S101 - setup has made it
+    listening = listen(settings.gateway_listen, settings.gateway_idle)
+    door = Door(
+        listening,
+        partial(_Connection, runner.server),
+        Room(spare(settings.gateway_connections), settings.gateway_client_connections),
+        meters,
+        idle=settings.gateway_idle,
+        certificate=certificate,
+    )
+    door.open()
+    helpers = [asyncio.create_task(_reap(runner.server, settings.gateway_idle), name="reaper")]
+    if certificate:
+        helpers.append(asyncio.create_task(certificate.follow(), name="certificate"))
+    catalog.start()
+    if settings.links.maximum > 0:
+        keys.start()
+    try:
+        yield listening.getsockname()[:2]
+    finally:
+        await door.close()
+        await runner.cleanup()
+        for helper in helpers:
+            helper.cancel()
+        await asyncio.gather(*helpers, return_exceptions=True)
+        await catalog.close()
+        await keys.close()
+        threads.close()
+
+
+class _Connection(web.RequestHandler):
+    """One connection: knows since when a request is owed, and answers what is not HTTP as everything else."""
+
+    __slots__ = ("_closed", "owed_since")
+
+    def __init__(self, server: web.Server, closed: Closed) -> None:
+        super().__init__(
+            server,
+            loop=asyncio.get_running_loop(),
+            access_log=None,  # type: ignore[arg-type]  # none; requests are logged below
+            keepalive_timeout=KEEP_ALIVE,
+            lingering_time=LINGER,
+            max_line_size=HEAD,
+            max_field_size=HEAD,
+            max_headers=LINES,
+            auto_decompress=False,  # nobody asks for it, and a small body could become a large one
+        )
+        self._closed = closed
+        self.owed_since: float | None = time.monotonic()
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        """Give the slot back."""
+        self._closed()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Note when a request begins."""
+        if self.owed_since is None and not self._request_in_progress:
+            self.owed_since = time.monotonic()
+        super().data_received(data)
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,  # noqa: ARG002 - not to be shown
+    ) -> web.StreamResponse:
+        """What cannot be parsed is refused without a word of it: not in the log either, it may hold a token."""
+        log.info("%s sent what is no request: %s", request.remote, type(exc).__name__)
+        if request.writer.output_size:
+            raise ConnectionResetError
+        response = refuse(
+            status, "This is not a request that can be understood: a header may be too long or malformed."
+        )
+        response.headers["Server"] = "glimpse"
+        response.force_close()
+        return response
+
+    async def finish_response(
+        self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
+    ) -> tuple[web.StreamResponse, bool]:
+        """Give the one answer that does not pass our middleware its form: it repeats what the client has sent."""
+        if isinstance(resp, web.HTTPExpectationFailed):
+            self.owed_since = None
+            resp = refuse(resp.status, "No expectation but 100-continue can be met.")
+        return await super().finish_response(request, resp, start_time)
+
+
+async def _reap(server: web.Server, idle: float) -> None:
+    """Close connections that stay in the middle of a request's head."""
+    while True:
+        await asyncio.sleep(idle / 4)
+        late = time.monotonic() - idle
+        for connection in server.connections:
+            if isinstance(connection, _Connection) and (connection.owed_since or late) < late:
+                connection.force_close()
+
+
+def _answering(meters: Meters) -> Middleware:
+    """Every answer passes here: refusals get their form, and requests are counted and logged."""
+
+    @web.middleware
+    async def answer(request: web.Request, handler: Handler) -> web.StreamResponse:
+        if isinstance(request.protocol, _Connection):
+            request.protocol.owed_since = None
+        began, code = time.monotonic(), 0
+        meters.active.inc()
+        try:
+            response = await _handled(request, handler)
+            code = response.status
+            return response
+        finally:
+            seconds = time.monotonic() - began
+            meters.active.dec()
+            meters.seconds.observe(seconds)
+            meters.requests.labels(request.method if request.method in METHODS else "other", code).inc()
+            path = request.rel_url.raw_path
+            level = logging.DEBUG if path in PROBES else logging.INFO
+            log.log(level, "%s %s %s %d %.3f s", request.remote, request.method, path[:SHOWN], code, seconds)
+
+    return answer
+
+
+async def _sign(_request: web.Request, response: web.StreamResponse) -> None:
+    """Whose answer it is; the versions of what we are made of are nobody's business."""
+    response.headers["Server"] = "glimpse"
+
+
+async def _handled(request: web.Request, handler: Handler) -> web.StreamResponse:
+    try:
+        return await handler(request)
+    except Refusal as refusal:
+        return refuse(refusal.status, refusal.detail, refusal.headers)
+    except web.HTTPException as error:  # the router's
+        headers = {"Allow": error.headers["Allow"]} if "Allow" in error.headers else {}
+        return refuse(error.status, "There is nothing at this address, or not by this method.", headers)
+    except Exception:
+        log.exception("a request failed")
+        if request.writer.output_size and request.transport:
+            request.transport.abort()
+        return refuse(500, "The gateway has failed at this request; its log says more.")
+
+
+def _probes(catalog: Catalog, meters: Meters) -> list[web.RouteDef]:
+    async def healthz(_request: web.Request) -> web.Response:
+        return web.Response(text="ok\n")
+
+    async def readyz(_request: web.Request) -> web.Response:
+        trouble = catalog.trouble
+        return refuse(503, f"Not ready: {trouble}.") if trouble else web.Response(text="ok\n")
+
+    async def metrics(_request: web.Request) -> web.Response:
+        return web.Response(body=generate_latest(meters.registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+    return [web.get(path, probe) for path, probe in zip(PROBES, (healthz, readyz, metrics), strict=True)]

@@ -1,0 +1,238 @@
+"""Copies: one opened object of a store, on its way to a socket.
+
+Files go from the page cache to the socket by sendfile; all else is pulled in chunks by threads, so that a blocking
+store never holds up the event loop. What the headers have promised is sent, or an error is raised.
+"""
+
+import asyncio
+import errno
+import io
+import os
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import asynccontextmanager, suppress
+from typing import Final, NamedTuple, ParamSpec, Protocol, TypeVar
+
+from aiohttp import web
+
+from glimpse.gateway.ranges import Span
+from glimpse.problems import DataLost, StoreUnavailable
+from glimpse.stores import Store
+from glimpse.streams import CHUNK
+
+OPENING: Final = 10.0
+"""Seconds that a store may take to open an object before it counts as unavailable."""
+WINDOW: Final = 4 << 20
+"""Bytes of one sendfile, which are in memory before: a slow disk must not hold up the event loop."""
+SAMPLE: Final = 256 << 10
+"""Bytes between two samples that tell whether a window is in memory; the kernel reads ahead in about such steps."""
+DISK: Final = frozenset({errno.EIO, errno.ESTALE, errno.EREMOTEIO, errno.EBADMSG, errno.ENODATA})
+"""What a file says, and no socket."""
+THREADS: Final = 16
+"""Reads from one store at once."""
+
+P = ParamSpec("P")
+T = TypeVar("T")
+Count = Callable[[int], None]
+"""Told of bytes that were sent."""
+
+
+class Part(NamedTuple):
+    """What is to be read."""
+
+    key: str
+    """The object."""
+    size: int
+    """The bytes that it must have in all."""
+    digest: str
+    """The digest that its record must name, if it has one."""
+    span: Span
+    """The part of it that is sent."""
+
+
+class Copy(Protocol):
+    """One opened object."""
+
+    async def send(self, request: web.Request, response: web.StreamResponse, count: Count) -> None:
+        """Send the part that was asked for, all of it; `count` is told of each byte that has gone.
+
+        Raises Problem if the store fails: what is left may come from another copy. Raises OSError if the client does.
+        """
+
+    def close(self) -> None:
+        """Release it; blocking."""
+
+
+class Threads:
+    """Where blocking calls run: some threads for each store, so that one that hangs holds up no other."""
+
+    def __init__(self) -> None:
+        self._pools: dict[str, ThreadPoolExecutor] = {}
+
+    def close(self) -> None:
+        """Take no more calls; those that hang end with the process."""
+        for pool in self._pools.values():
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    def submit(self, store: str, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+        """Call it in a thread of this store."""
+        if store not in self._pools:
+            self._pools[store] = ThreadPoolExecutor(THREADS, f"store {store}")
+        return self._pools[store].submit(call, *args, **kwargs)
+
+    async def run(self, store: str, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Wait for a call in a thread, also when cancelled: what it works on must not be closed under it."""
+        waiting = asyncio.wrap_future(self.submit(store, call, *args, **kwargs))
+        try:
+            return await asyncio.shield(waiting)
+        except asyncio.CancelledError:
+            with suppress(Exception):
+                await waiting
+            raise
+
+    @asynccontextmanager
+    async def open(self, store: Store, part: Part) -> AsyncIterator[Copy]:
+        """Open an object, as a file where the store has files.
+
+        Raises NotFound, DataLost (it is another than the catalogue says), StoreUnavailable, also after 10 s.
+        """
+        future = self.submit(store.name, _open, self, store, part)
+        try:
+            async with asyncio.timeout(OPENING):
+                copy = await asyncio.shield(asyncio.wrap_future(future))
+        except (TimeoutError, asyncio.CancelledError) as error:
+            future.add_done_callback(_close_late)
+            if isinstance(error, TimeoutError):
+                raise StoreUnavailable(f"store {store.name} did not open {part.key} within {OPENING:.0f} s") from error
+            raise
+        try:
+            yield copy
+        finally:
+            if isinstance(copy, _File):
+                copy.close()  # of a file that was only read: nothing to wait for
+            else:
+                await self.run(store.name, copy.close)
+
+
+def _open(threads: Threads, store: Store, part: Part) -> "_File | _Stream":
+    fd = store.open(part.key)
+    copy = _Stream(threads, store, part) if fd is None else _File(threads, store, part, fd)
+    try:
+        found = store.stat(part.key)
+        size = found.size if fd is None else os.fstat(fd).st_size
+        digest = found.record.digest if found.record else ""
+        if size != part.size or (digest and digest != part.digest):
+            raise DataLost(f"store {store.name} holds another object as {part.key} than status says")  # noqa: TRY301 - closes
+    except BaseException:
+        copy.close()
+        raise
+    return copy
+
+
+def _close_late(opened: "Future[_File | _Stream]") -> None:
+    """Close what nobody waits for any more."""
+    if not opened.cancelled() and not opened.exception():
+        opened.result().close()
+
+
+class _File:
+    """An object that is a file."""
+
+    def __init__(self, threads: Threads, store: Store, part: Part, fd: int) -> None:
+        self._threads, self._store, self._part = threads, store, part
+        self._file = io.FileIO(fd, "rb")
+        self._state = _written(fd)
+
+    async def send(self, request: web.Request, response: web.StreamResponse, count: Count) -> None:
+        loop, fd, store = asyncio.get_running_loop(), self._file.fileno(), self._store.name
+        position, length = self._part.span
+        end, window = position + length, WINDOW
+        while position < end:
+            size = min(window, end - position)
+            if not cached(fd, position, size):
+                await self._threads.run(store, fetch, fd, position, size)
+            if position + size == end and _written(fd) != self._state:
+                # what is registered can be written to by others: the end is not given to what began as something else
+                raise DataLost(f"object {self._part.key} in store {store} was changed while it was read")
+            if request.transport is None:
+                raise ConnectionResetError
+            os.lseek(fd, position, os.SEEK_SET)
+            try:
+                sent = await loop.sendfile(request.transport, self._file, position, size, fallback=False)
+            except (asyncio.SendfileNotAvailableError, RuntimeError):
+                # TLS, a file system without it, or a client who is gone, which the write will say
+                window = CHUNK
+                chunk = await self._threads.run(store, self._read, min(size, window), position)
+                await response.write(chunk)
+                sent = size = len(chunk)
+            except OSError as error:
+                if error.errno not in DISK:
+                    raise
+                count(os.lseek(fd, 0, os.SEEK_CUR) - position)  # loop.sendfile leaves it behind what was sent
+                raise StoreUnavailable(f"store {store}: {error.strerror}") from error
+            count(sent)
+            if sent < size or not sent:
+                raise DataLost(f"object {self._part.key} in store {store} became shorter while it was read")
+            position += sent
+
+    def _read(self, size: int, position: int) -> bytes:
+        try:
+            return os.pread(self._file.fileno(), size, position)
+        except OSError as error:
+            raise StoreUnavailable(f"store {self._store.name}: {error.strerror}") from error
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _written(fd: int) -> tuple[int, int]:
+    """What changes when a file is written to."""
+    state = os.fstat(fd)
+    return state.st_size, state.st_mtime_ns
+
+
+def cached(fd: int, start: int, length: int) -> bool:
+    """Whether a part of a file can probably be sent without waiting for a disk: samples of it are in memory.
+
+    False also where the file system cannot tell (preadv2(2), RWF_NOWAIT). The last page is always looked at.
+    """
+    sample = [bytearray(1)]
+    for position in (*range(start, start + length, SAMPLE), start + length - 1):
+        try:
+            os.preadv(fd, sample, position, os.RWF_NOWAIT)
+        except OSError:
+            return False
+    return True
+
+
+def fetch(fd: int, start: int, length: int) -> None:
+    """Bring a part of a file into memory, and ask for what follows; blocking. What fails, sendfile will say."""
+    os.posix_fadvise(fd, start, length * 2, os.POSIX_FADV_WILLNEED)
+    page, end = [bytearray(CHUNK)], start + length
+    with suppress(OSError):
+        while start < end and (got := os.preadv(fd, page, start)):
+            start += got
+
+
+class _Stream:
+    """An object that is pulled out of its store."""
+
+    def __init__(self, threads: Threads, store: Store, part: Part) -> None:
+        self._threads, self._store, self._part = threads, store, part
+        self._context = store.get(part.key, part.span.start, part.span.length)
+        self._reader = self._context.__enter__()
+
+    async def send(self, request: web.Request, response: web.StreamResponse, count: Count) -> None:
+        left = self._part.span.length
+        while left:
+            if request.transport is None:
+                raise ConnectionResetError
+            chunk = await self._threads.run(self._store.name, self._reader.read, min(left, CHUNK))
+            if not chunk:
+                raise DataLost(f"object {self._part.key} in store {self._store.name} ends {left} bytes early")
+            await response.write(chunk)
+            count(len(chunk))
+            left -= len(chunk)
+
+    def close(self) -> None:
+        self._context.__exit__(None, None, None)

@@ -1,0 +1,110 @@
+"""Ranges and preconditions (RFC 9110, sections 13 and 14): pure functions over headers.
+
+Resuming clients depend on every corner of them, so they stand apart and are tested against a model.
+"""
+
+import re
+from collections.abc import Callable
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from http import HTTPStatus
+from typing import Final, NamedTuple
+
+_RANGE: Final = re.compile(r"bytes=[ \t]*([0-9]*)-([0-9]*)[ \t]*", re.ASCII | re.IGNORECASE)
+# Possessive, and nothing optional before the tag but two letters: no part of a list is looked at more than twice.
+_ETAG: Final = re.compile(r'(W/)?("[\x21\x23-\x7e\x80-\U0010ffff]*+")[ \t]*+(?:,|$)')
+_DIGITS: Final = 4000  # Python refuses to convert much longer ones
+LONGEST: Final = 8192
+"""Characters of a header with all its lines; a longer one names nothing: no 304, no 206, and If-Match fails."""
+
+Header = Callable[[str], str | None]
+"""Gives a header's value, its lines joined by commas; None without one."""
+
+
+class Span(NamedTuple):
+    """The part of a representation to send, in bytes."""
+
+    start: int
+    length: int
+
+
+class Unsatisfiable(Exception):  # noqa: N818 - the word of RFC 9110
+    """The range lies outside of the representation: 416."""
+
+
+def parse_range(value: str, size: int) -> Span | None:
+    """The single byte range that `value` asks for; None if the whole is to be sent. Raises Unsatisfiable.
+
+    What is malformed, in another unit, or asks for several ranges is ignored, which RFC 9110 (14.2) allows: a client
+    that wants several parts of an image is served better by several requests.
+    """
+    match = _RANGE.fullmatch(value) if len(value) <= LONGEST else None
+    if not match or not (match[1] or match[2]):
+        return None
+    first, last = _number(match[1]), _number(match[2])
+    if first is None:  # a suffix: the last so many bytes
+        length = min(last or 0, size)
+        if not last:
+            raise Unsatisfiable
+        return Span(size - length, length) if length else None
+    if last is not None and last < first:
+        return None
+    if first >= size:
+        raise Unsatisfiable
+    return Span(first, (size if last is None else min(last + 1, size)) - first)
+
+
+def precondition(header: Header, etag: str, modified: datetime) -> HTTPStatus | None:
+    """What the preconditions of a GET or HEAD say, in the order of RFC 9110, 13.2.2: 412, 304, or go on.
+
+    `etag` is strong, with its quotes; `modified` has no fraction of a second.
+    """
+    if (match := header("If-Match")) is not None:
+        if not _matches(match, etag, weak=False):
+            return HTTPStatus.PRECONDITION_FAILED
+    elif (since := _date(header("If-Unmodified-Since"))) and modified > since:
+        return HTTPStatus.PRECONDITION_FAILED
+    if (match := header("If-None-Match")) is not None:
+        return HTTPStatus.NOT_MODIFIED if _matches(match, etag, weak=True) else None
+    if (since := _date(header("If-Modified-Since"))) and modified <= since:
+        return HTTPStatus.NOT_MODIFIED
+    return None
+
+
+def range_applies(condition: str | None, etag: str, modified: datetime | None) -> bool:
+    """Whether `If-Range` lets the Range count: the validator is strong and equal.
+
+    `modified` is None where the date is no strong validator, as two revisions share it.
+    """
+    if condition is None:
+        return True
+    if len(condition) > LONGEST:
+        return False
+    condition = condition.strip()
+    if condition.startswith(('"', "W/")):
+        return condition == etag
+    return modified is not None and _date(condition) == modified
+
+
+def _number(digits: str) -> int | None:
+    if not digits:
+        return None
+    digits = digits.lstrip("0") or "0"
+    return int(digits) if len(digits) <= _DIGITS else 10**_DIGITS
+
+
+def _matches(value: str, etag: str, *, weak: bool) -> bool:
+    if len(value) > LONGEST:
+        return False
+    if value.strip() == "*":
+        return True
+    return any(tag == etag and (weak or not prefix) for prefix, tag in _ETAG.findall(value))
+
+
+def _date(value: str | None) -> datetime | None:
+    """An HTTP date; None if there is none or it cannot be read, which means that it does not count."""
+    try:
+        date = parsedate_to_datetime(value) if value and len(value) <= LONGEST else None
+    except (ValueError, OverflowError):
+        return None
+    return date.replace(tzinfo=UTC) if date and date.tzinfo is None else date

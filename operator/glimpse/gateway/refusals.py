@@ -1,0 +1,50 @@
+"""Refusals: what a caller is told when he does not get what he asked for, as `application/problem+json` (RFC 9457).
+
+One exception with one form, so that no handler can leak a stack trace or answer in another way.
+"""
+
+import json
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Final
+
+from aiohttp import web
+
+NOT_FOUND: Final = "There is no such image, or you may not download it."
+"""The same words for what is not there and for what the caller may not see."""
+LATER: Final = 5
+"""Seconds after which a caller may ask again, where nothing better is known."""
+SOON: Final = 1
+"""The same where only others are before him."""
+
+
+class Refusal(Exception):  # noqa: N818 - it is an answer, not a fault of ours
+    """Ends a request with this status. `detail` is for a person, and holds no secret."""
+
+    def __init__(
+        self, status: int, detail: str, headers: Mapping[str, str] | None = None, *, retry_after: int | None = None
+    ) -> None:
+        """`retry_after`: seconds after which the caller may try again."""
+        super().__init__(detail)
+        self.status = status
+        self.detail = detail
+        self.headers = dict(headers or {})
+        if retry_after is not None:
+            self.headers["Retry-After"] = str(retry_after)
+
+
+def refuse(status: int, detail: str, headers: Mapping[str, str] | None = None) -> web.Response:
+    """The answer for one refusal."""
+    body = {"type": "about:blank", "title": HTTPStatus(status).phrase, "status": status, "detail": detail}
+    response = web.Response(
+        status=status,
+        body=json.dumps(body).encode() + b"\n",
+        content_type="application/problem+json",
+        headers=headers,
+    )
+    response.headers["Cache-Control"] = "no-store"
+    response.headers["X-Content-Type-Options"] = "nosniff"
+    if status == HTTPStatus.UNAUTHORIZED:
+        response.headers.add("WWW-Authenticate", 'Bearer realm="glimpse"')
+        response.headers.add("WWW-Authenticate", 'Basic realm="glimpse", charset="UTF-8"')
+    return response

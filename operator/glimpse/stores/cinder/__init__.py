@@ -1,0 +1,607 @@
+"""Images as volumes of OpenStack Cinder, in projects whose volumes are in Ceph.
+
+Cinder has no names that are unique and no rename that fails, so what a volume is stands in its metadata:
+
+    glimpse-store             in which store: of a project, those of one `volumeType`
+    glimpse-key               of which object, `marker` for the volume that says whose the store is
+    glimpse-attempt           who has made it
+    glimpse-state             writing, ready, stored, removed
+    glimpse-size              how many bytes; a volume has whole GiB
+    glimpse-written           when, by Cinder's clock
+    glimpse-record            in how many parts the record is: glimpse-record-00, …; a value has 255 characters at most
+    (the description)         the last sign of life of who writes it (glimpse.lease)
+
+The commit is the change of `glimpse-state` to `stored`: one value, in one transaction of Cinder's database. That only
+one attempt on a key makes it is seen to by a mutual exclusion that needs nothing but such values, one written by each:
+Burns' and Lamport's one-bit algorithm. An attempt declares itself `ready`, which also writes the record, and looks at
+all volumes of its key afterwards. If one is stored, it has lost. If another one is ready whose id is smaller, it goes
+back to `writing`, waits until that one is done, and begins again. If another one is ready at all, it waits. Else it is
+alone, and stores: of two that were alone at once, the one that declared itself later would have seen the other. Who is
+ready and dead, by its lease, is passed over; so it looks at its lease just before, and its request ends before the
+lease does. It looks at its volume afterwards, too: who took it for dead has it removed.
+
+A volume that Cinder is removing is gone, at once and for everybody. Whoever reads has the image open, and Ceph does
+not remove what is open: then Cinder gives up, and the volume is left as `removed`, for who has read it, or else for the
+next one who passes by.
+"""
+
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from datetime import UTC, datetime
+from functools import partial
+from importlib import import_module
+from secrets import token_hex
+from typing import Annotated, Any, ClassVar, Final
+from urllib.parse import quote, urlsplit
+
+from pydantic import BaseModel, Field
+
+from glimpse.api.base import Model, Rule, exactly_one
+from glimpse.ceph import Pipe, Range
+from glimpse.lease import Lease
+from glimpse.problems import (
+    InvalidConfiguration,
+    NotFound,
+    Problem,
+    SecretNotReadable,
+    StoreConflict,
+    StoreUnavailable,
+)
+from glimpse.stores import Capacity, Stat
+from glimpse.stores.cinder.image import BLOCK, Ceph, Nothing, Watch, Way, way
+from glimpse.stores.cinder.service import POLLS, Refused, Service, Volume
+from glimpse.stores.cinder.volumes import (
+    ATTACHED,
+    ATTEMPT,
+    GIB,
+    GONE,
+    KEY,
+    MARKER,
+    OWNER,
+    PROBED,
+    RECORD,
+    SIZE,
+    STATE,
+    STORE,
+    WRITTEN,
+    is_ready,
+    is_stored,
+    joined,
+    name,
+    parts,
+    stored,
+)
+from glimpse.stores.cinder.volumes import gigabytes as gigabytes_of
+from glimpse.stores.cinder.volumes import size as size_of
+from glimpse.streams import CHUNK, Reader
+
+WAYS: Final = 1000
+"""Volumes of which it is remembered how they are reached."""
+REFUSALS: Final = 4
+"""Times that Cinder says no to the removal of a volume which is not in use, before it is believed."""
+STEP: Final = 8
+"""GiB by which a volume grows at most, where nobody knows how large it will be."""
+
+_ALIVE: Final = re.compile(r"alive at (\S+Z)")
+
+
+def _kept(name: str) -> Rule:
+    return Rule(
+        f"has(self.{name}) == has(oldSelf.{name}) && (!has(self.{name}) || self.{name} == oldSelf.{name})",
+        f"{name} cannot be changed: Images would look for their bytes in another place; create another ImageStore",
+    )
+
+
+Address = Annotated[
+    str,
+    Field(min_length=1, max_length=1024),
+    Rule(
+        "self.matches('^https?://[^/?#@[:space:][:cntrl:]]+(/[^?#@[:space:][:cntrl:]]*)?$')",
+        "must be a URL such as https://keystone.example:5000/v3, without user, password, ? and #",
+    ),
+]
+Name = Annotated[
+    str,
+    Field(min_length=1, max_length=255),
+    Rule("self.matches('^[^[:cntrl:]]+$') && self == self.trim()", "must be a name, without spaces around it"),
+]
+
+
+class CinderConfig(Model):
+    """Volumes of OpenStack Cinder."""
+
+    rules: ClassVar[tuple[Rule, ...]] = (
+        exactly_one("endpoint", "authUrl"),
+        Rule("has(self.project) || !has(self.endpoint)", "endpoint needs project, the ID of the project"),
+        Rule("!has(self.region) || has(self.authUrl)", "region is one of Keystone's catalog: it needs authUrl"),
+        _kept("volumeType"),
+        _kept("region"),
+        _kept("project"),
+    )
+
+    endpoint: Address | None = None
+    """Cinder without Keystone (`auth_strategy = noauth`), such as http://cinder.example:8776/v3."""
+    auth_url: Address | None = None
+    """Keystone, version 3; its catalog knows where Cinder is."""
+    region: Name | None = None
+    """Of Keystone's catalog; the first one that has Cinder, if there are several."""
+    project: Name | None = None
+    """With authUrl its name; omitted: `projectName` of the Secret. With endpoint its ID."""
+    volume_type: Name | None = None
+    """The type of volumes, which must be in Ceph. Omitted: Cinder's default."""
+    availability_zone: Name | None = None
+    """Where volumes are made from now on. Omitted: as Cinder likes."""
+
+
+class Cinder:
+    """A store in a project."""
+
+    Config: ClassVar[type[BaseModel]] = CinderConfig
+    patience: ClassVar[float] = 30.0
+    """Seconds that Cinder or Ceph may be silent."""
+    settling: ClassVar[float] = 180.0
+    """Seconds that a volume may take to be made or enlarged."""
+    lease: ClassVar[float] = 120.0
+    """Seconds without a sign of life after which an attempt is dead."""
+    page: ClassVar[int] = 500
+    """Volumes in one listing."""
+
+    def __init__(self, config: CinderConfig, secret: Mapping[str, str], ca_bundle: str | None, /) -> None:
+        """Logs in at the first request."""
+        if bool(config.endpoint) == bool(config.auth_url):
+            raise InvalidConfiguration("set exactly one of cinder.endpoint and cinder.authUrl")
+        url = str(config.endpoint or config.auth_url)
+        host, project = urlsplit(url).netloc, config.project or secret.get("projectName") or ""
+        self._config = config
+        self._ceph_key = secret.get("cephKey")
+        self._place = config.volume_type or "default"
+        self._endpoint = f"cinder://{host}/{quote(project, safe='')}".rstrip("/")
+        self._service = Service(
+            f"Cinder at {host}",
+            _login(config, secret),
+            ca_bundle,
+            url=url,
+            region=config.region,
+            patience=self.patience,
+            settling=self.settling,
+        )
+        self._ceph = Ceph(self.patience)
+        self._ways: dict[str, Way] = {}
+        self._unwritten: dict[str, int] = {}
+        self._updating = threading.Lock()
+
+    @property
+    def endpoint(self) -> str:
+        """Where one logs in, and the project."""
+        return self._endpoint
+
+    def put(self, key: str, attempt: str, body: Reader, record: Callable[[], bytes], /) -> Stat:
+        """Write a volume of this attempt, then have it stored as the only one."""
+        volumes = self._of(key)
+        if stored(volumes):
+            raise StoreConflict(f"an object {key} exists in {self._endpoint}, and objects are written once")
+        self._reap(volumes)
+        with self._made(key, attempt, gigabytes_of(body.size or 0)) as (volume, lease):
+            try:
+                size = self._write(volume, body)
+                line = record()
+                stat = Stat(key, size, self._location(volume.id), float(int(self._service.now)), line)
+                self._commit(
+                    volume.id, key, {SIZE: str(size), WRITTEN: f"{stat.modified:.0f}", **parts(RECORD, line)}, lease
+                )
+            finally:
+                self._unwritten.pop(volume.id, None)
+        return stat
+
+    @contextmanager
+    def get(self, key: str, /, offset: int = 0, length: int | None = None) -> Iterator[Reader]:
+        """Read blocks ahead, several at once."""
+        volume = self._find(key)
+        left = max(size_of(volume) - offset, 0)
+        left = left if length is None else min(left, length)
+        if not left:
+            yield Nothing()
+            return
+        with ExitStack() as stack:
+            stack.callback(self._left, volume.id)
+            there, image = self._open(stack, volume.id)
+            border = partial(self._ceph.border, there)
+            watch = Watch(partial(self._confirm, volume.id))
+            reader = Range(image, offset, left, BLOCK, border=border, confirm=watch, patience=self.patience)
+            stack.callback(reader.close)
+            yield reader
+
+    def stat(self, key: str, /) -> Stat:
+        """Read the metadata."""
+        return self._stat(self._find(key))
+
+    def update(self, key: str, record: bytes, /) -> None:
+        """Replace the metadata, in one transaction; one at a time."""
+        with self._updating:
+            self._service.note(self._find(key).id, parts(RECORD, record))
+
+    def delete(self, key: str, /) -> None:
+        """Remove the volume; Cinder refuses that while it has snapshots, or is attached to a machine."""
+        base, dot, _ = key.partition(".")
+        volumes = self._of(base)
+        if dot:
+            volumes = [each for each in volumes if name(each) == key]
+        elif found := stored(volumes):
+            self._drop(found)
+        self._reap(volumes, strict=True)
+
+    def list(self, prefix: str = "", /) -> Iterator[Stat]:
+        """A volume is in one listing once, whatever becomes of it meanwhile. What is being removed is not."""
+        for each in self._service.find({STORE: self._place}, self.page):
+            key = each.metadata.get(KEY, "")
+            if not key.startswith(prefix) or each.status == "deleting":
+                continue
+            if not is_stored(each):
+                yield Stat(name(each), each.gigabytes * GIB, self._location(each.id), each.created, partial=True)
+            elif key != MARKER:
+                yield self._stat(each)
+
+    def probe(self) -> Capacity:
+        """Write to the marker, and ask for the quota. Volumes that are being written count as what is written of them.
+
+        The marker is written as an object is: what it says to Cinder, its bytes to Ceph.
+        """
+        if marker := stored(self._of(MARKER)):
+            self._service.note(marker.id, {PROBED: f"{self._service.now:.0f}"})
+            with ExitStack() as stack:
+                there, image = self._open(stack, marker.id)
+                with self._ceph.border(there):
+                    image.write(MARKER.encode(), 0)
+        limits = self._service.limits()
+        total, used = limits.get("maxTotalVolumeGigabytes", -1), limits.get("totalGigabytesUsed", 0) * GIB
+        used = max(used - sum(list(self._unwritten.values())), 0)
+        if total < 0:
+            return Capacity(None, used, None)
+        return Capacity(total * GIB, used, max(total * GIB - used, 0))
+
+    def claim(self, owner: str, /, *, fresh: bool) -> str:
+        """Read the marker, a volume of 1 GiB; it is stored as objects are, so of several that claim one wins.
+
+        Before that its image is opened, so a key or a type of volumes that cannot work is found at once.
+        """
+        volumes = self._of(MARKER)
+        if marker := stored(volumes):
+            return self._owner(marker)
+        if not fresh:
+            raise StoreUnavailable(
+                f"{self._endpoint} has no volume glimpse-{MARKER}, which was there before: is it another project, or "
+                "another Cinder that is mounted in its place?"
+            )
+        self._reap(volumes)
+        with (
+            suppress(StoreConflict),
+            self._made(MARKER, token_hex(8), 1, parts(OWNER, owner.encode())) as (volume, lease),
+        ):
+            with self._attached(volume.id, "rw") as there, self._ceph.image(there):
+                pass
+            self._commit(volume.id, MARKER, {SIZE: "0", WRITTEN: f"{self._service.now:.0f}"}, lease)
+        return self._owner(self._find(MARKER))
+
+    @classmethod
+    def preload(cls) -> None:
+        """The requests and the logins; Ceph's libraries are quick, and must not be there before a fork."""
+        with suppress(ImportError):
+            for module in ("keystoneauth1.session", "keystoneauth1.identity.v3", "cinderclient.client"):
+                import_module(module)
+
+    # Writing
+
+    @contextmanager
+    def _made(
+        self, key: str, attempt: str, gigabytes: int, more: Mapping[str, str] | None = None
+    ) -> Iterator[tuple[Volume, Lease]]:
+        """A new volume, alive as long as the block lasts; removed if it fails. Raises StoreFull."""
+        made = None
+        try:
+            with self._typed():
+                made = self._service.create(
+                    name=f"glimpse-{key}",
+                    size=gigabytes,
+                    description=self._sign(),
+                    volume_type=self._config.volume_type,
+                    availability_zone=self._config.availability_zone,
+                    metadata={STORE: self._place, KEY: key, ATTEMPT: attempt, STATE: "writing", **(more or {})},
+                )
+            volume = made
+            with Lease(partial(self._live, volume), self.lease) as lease:
+                yield self._service.settle(volume, "available"), lease
+        except BaseException:
+            with suppress(Problem):
+                for each in self._of(key):
+                    # An answer that was lost leaves a volume whose id nobody was told.
+                    unknown = made is None and each.metadata.get(ATTEMPT) == attempt and not is_stored(each)
+                    if each.id == made or unknown:
+                        self._drop(each)
+            raise
+
+    @contextmanager
+    def _typed(self) -> Iterator[None]:
+        try:
+            yield
+        except NotFound as problem:
+            raise StoreUnavailable(f"{problem.message}; create it, or mend volumeType") from problem
+
+    def _write(self, volume: Volume, body: Reader) -> int:
+        """All of `body`; how much that is. A volume that turns out to be too small is enlarged between two writes."""
+        passed, room = 0, volume.gigabytes
+        self._unwritten[volume.id] = room * GIB
+        chunk = body.read(CHUNK)
+        while chunk:
+            with (
+                self._attached(volume.id, "rw") as there,
+                self._ceph.image(there) as image,
+                self._ceph.border(there),
+            ):
+                pipe = Pipe(image, passed, BLOCK, partial(self._ceph.problem, there), patience=self.patience)
+                try:
+                    while chunk and pipe.passed + len(chunk) <= room * GIB:
+                        pipe.write(chunk)
+                        self._unwritten[volume.id] = room * GIB - pipe.passed
+                        chunk = body.read(CHUNK)
+                    pipe.flush()
+                except BaseException:
+                    with suppress(Problem):
+                        pipe.settle()
+                    raise
+                passed = pipe.passed
+                self._remember(volume.id, there)
+            if chunk:
+                room += min(room, STEP)
+                self._service.extend(volume.id, room)
+                self._unwritten[volume.id] = room * GIB - passed
+        return passed
+
+    def _commit(self, volume: str, key: str, notes: Mapping[str, str], lease: Lease) -> None:
+        """Have a volume stored, if no other one is: see the module. Raises StoreConflict, StoreUnavailable."""
+        self._service.note(volume, {STATE: "ready", **notes})
+        self._wait(volume, key)
+        lease.check()
+        try:
+            self._service.note(volume, {STATE: "stored"}, within=self.lease / 4)
+        except NotFound:
+            held = False
+        except StoreUnavailable:
+            held = self._holds(volume)
+            if not held:
+                raise
+        else:
+            try:
+                held = self._holds(volume)
+            except StoreUnavailable:
+                held = True  # Cinder has said so, in time
+        if not held:
+            raise StoreUnavailable(f"this attempt on {key} was taken for dead, as no sign of life had come in time")
+
+    def _wait(self, volume: str, key: str) -> None:
+        """Until this volume, which is ready, is the only one that is. Raises StoreConflict, StoreUnavailable."""
+        ready, deadline, pauses = True, time.monotonic() + 2 * self.lease, iter(POLLS)
+        while time.monotonic() < deadline:
+            others = [each for each in self._of(key) if each.id != volume]
+            if stored(others):
+                raise StoreConflict(f"an object {key} was stored by another attempt meanwhile")
+            rivals = [each.id for each in others if is_ready(each) and self._alive(each)]
+            first = all(each > volume for each in rivals)
+            if ready and not rivals:
+                return
+            if ready != first:
+                ready = first
+                self._service.note(volume, {STATE: "ready" if ready else "writing"})
+                if ready:
+                    continue
+            time.sleep(next(pauses, POLLS[-1]))
+        raise StoreUnavailable(f"another attempt on {key} has been about to be stored for {2 * self.lease:.0f} s")
+
+    # Reading
+
+    def _open(self, stack: ExitStack, volume: str) -> tuple[Way, Any]:
+        """The image of a stored volume; it stays as long as it is open."""
+        try:
+            there = self._way(volume)
+            try:
+                image = stack.enter_context(self._ceph.image(there))
+            except NotFound:  # Cinder has moved it to another pool since we asked
+                self._ways.pop(volume, None)
+                there = self._way(volume)
+                image = stack.enter_context(self._ceph.image(there))
+        except NotFound as problem:
+            self._confirm(volume)
+            raise StoreUnavailable(f"{self._location(volume)} is a volume, but {problem.message}") from problem
+        self._confirm(volume)
+        return there, image
+
+    def _left(self, volume: str) -> None:
+        """Remove what was removed while we read it, and could not be."""
+        with suppress(Problem):
+            found = self._service.show(volume)
+            if found.metadata.get(STATE) == "removed" and found.status == "available":
+                self._drop(found)
+
+    def _way(self, volume: str) -> Way:
+        """How a volume is reached. It is attached for that moment only: others want to read it too."""
+        if known := self._ways.get(volume):
+            return known
+        deadline, pauses = time.monotonic() + self.patience, iter(POLLS)
+        while True:
+            try:
+                with self._attached(volume, "ro") as there:
+                    pass
+            except Refused:  # somebody else has it attached, for as short a moment
+                if time.monotonic() > deadline:
+                    raise
+                self._confirm(volume)
+                time.sleep(next(pauses, POLLS[-1]))
+            else:
+                self._remember(volume, there)
+                return there
+
+    @contextmanager
+    def _attached(self, volume: str, mode: str) -> Iterator[Way]:
+        attachment, connection = self._service.attach(volume, mode)
+        try:
+            yield way(connection, self._ceph_key)
+        except BaseException:
+            with suppress(Problem):
+                self._service.detach(attachment)
+            raise
+        self._service.detach(attachment)
+
+    def _remember(self, volume: str, there: Way) -> None:
+        if len(self._ways) >= WAYS:
+            self._ways.clear()
+        self._ways[volume] = there
+
+    def _holds(self, volume: str) -> bool:
+        try:
+            return is_stored(self._service.show(volume))
+        except NotFound:
+            return False
+
+    def _confirm(self, volume: str) -> None:
+        """Raises NotFound unless it is stored."""
+        if not self._holds(volume):
+            raise NotFound(f"{self._location(volume)} has been removed")
+
+    # Finding and removing
+
+    def _of(self, key: str) -> Sequence[Volume]:
+        """All volumes of a key, whatever they are."""
+        return [*self._service.find({STORE: self._place, KEY: key}, self.page)]
+
+    def _find(self, key: str) -> Volume:
+        """The object. Raises NotFound."""
+        if found := stored(self._of(key)):
+            return found
+        raise NotFound(f"{self._endpoint} has no object {key}")
+
+    def _alive(self, volume: Volume) -> bool:
+        """Whether somebody still writes it; clocks are read in whole seconds, so one more is granted."""
+        sign = _ALIVE.search(volume.description)
+        if not sign or volume.metadata.get(STATE) == "removed" or volume.status in GONE:
+            return False
+        try:
+            then = datetime.fromisoformat(sign[1]).timestamp()
+        except ValueError:
+            return False
+        return volume.now - then <= self.lease + 1
+
+    def _live(self, volume: str) -> None:
+        self._service.describe(volume, self._sign(), within=self.lease / 4)
+
+    def _sign(self) -> str:
+        now = datetime.fromtimestamp(self._service.now, UTC).isoformat(timespec="milliseconds")
+        return f"An image of Glimpse; who writes it was alive at {now.replace('+00:00', 'Z')}."
+
+    def _reap(self, volumes: Sequence[Volume], *, strict: bool = False) -> None:
+        """Remove what is dead of these. What cannot be removed is in nobody's way, unless `strict`."""
+        for each in volumes:
+            if is_stored(each) or each.status == "deleting" or self._alive(each):
+                continue
+            try:
+                self._drop(each)
+            except Problem:
+                if strict:
+                    raise
+
+    def _drop(self, volume: Volume) -> None:
+        """Remove a volume, whatever it is. Gone for all once Cinder agrees, and waited for for a while.
+
+        If Ceph refuses, as somebody reads it, Cinder has it available again: it is no object then.
+        """
+        found, refusals, deadline, pauses = volume, 0, time.monotonic() + self.patience, iter(POLLS)
+        try:
+            while found.status != "deleting":
+                if found.status == "error_deleting":
+                    raise StoreUnavailable(
+                        f"{self._location(volume.id)} could not be removed by Cinder; see its log, and set the status "
+                        "to available: `openstack volume set --state available`"
+                    )
+                if found.status in ATTACHED:
+                    self._service.release(volume.id)
+                try:
+                    if not self._service.remove(volume.id):
+                        return
+                    break
+                except Refused as problem:
+                    refusals += found.status == "available"
+                    if refusals == REFUSALS or time.monotonic() > deadline:
+                        where = self._location(volume.id)
+                        raise StoreUnavailable(f"{where} cannot be removed. {problem.message}") from problem
+                time.sleep(next(pauses, POLLS[-1]))
+                found = self._service.show(volume.id)
+            self._service.note(volume.id, {STATE: "removed"})
+        except NotFound:
+            return
+        self._ways.pop(volume.id, None)
+        self._service.gone(volume.id, self.patience)
+
+    def _stat(self, volume: Volume) -> Stat:
+        written = float(volume.metadata.get(WRITTEN) or volume.created)
+        key = volume.metadata.get(KEY, "")
+        return Stat(key, size_of(volume), self._location(volume.id), written, joined(RECORD, volume.metadata))
+
+    def _owner(self, marker: Volume) -> str:
+        found = joined(OWNER, marker.metadata)
+        if not found:
+            raise StoreUnavailable(
+                f"{self._location(marker.id)}, the marker of the store, does not say whose it is: restore its metadata"
+            )
+        return found.decode(errors="replace")
+
+    def _location(self, volume: str) -> str:
+        return f"{self._endpoint}/volumes/{volume}"
+
+
+def _login(config: CinderConfig, secret: Mapping[str, str]) -> Callable[[], Any]:
+    """Makes the plugin for keystoneauth. Raises SecretNotReadable now, if a key is missing."""
+
+    def need(key: str) -> str:
+        if not secret.get(key):
+            raise SecretNotReadable(f"key {key!r} of the store's Secret is missing; cinder needs it here")
+        return secret[key]
+
+    if endpoint := config.endpoint:
+        project = config.project
+        if not project:
+            raise InvalidConfiguration("cinder.endpoint needs cinder.project, the ID of the project")
+        who = secret.get("username") or "glimpse"
+
+        def nobody() -> Any:
+            from cinderclient.contrib.noauth import CinderNoAuthPlugin
+
+            return CinderNoAuthPlugin(who, project, endpoint=endpoint.rstrip("/"))
+
+        return nobody
+    url = str(config.auth_url).rstrip("/")
+    url += "" if url.endswith("/v3") else "/v3"
+    if secret.get("applicationCredentialID"):
+        name, word = secret["applicationCredentialID"], need("applicationCredentialSecret")
+
+        def credential() -> Any:
+            from keystoneauth1.identity import v3
+
+            return v3.ApplicationCredential(url, application_credential_id=name, application_credential_secret=word)
+
+        return credential
+    user, word, project = need("username"), need("password"), config.project or need("projectName")
+
+    def password() -> Any:
+        from keystoneauth1.identity import v3
+
+        return v3.Password(
+            url,
+            username=user,
+            password=word,
+            project_name=project,
+            user_domain_name=secret.get("userDomainName") or "Default",
+            project_domain_name=secret.get("projectDomainName") or "Default",
+        )
+
+    return password

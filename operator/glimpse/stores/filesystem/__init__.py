@@ -1,0 +1,567 @@
+"""Images as files below one folder: a local disk, or a volume that several nodes mount.
+
+Everything rests on what POSIX promises of a file system: a rename is atomic, and a folder with something in it is
+never replaced by one. So an attempt fills a folder of its own, and the rename that gives it the key is the commit.
+A driver is one class, and this one can do all that a store can: that is why the module is longer than others.
+
+    glimpse-store.json                  the marker: whose store this is
+    objects/{key}/{data,record.json}    complete, verified, durable
+    objects/{key}/location.json         `data` is empty: the bytes are registered, and lie below the folder elsewhere
+    attempts/{key}.{attempt}/...        being written, or being removed; alive while `data` is locked (flock)
+    attempts/.../checkpoint.json        up to where `data` is durable, so that another attempt may go on from there
+    attempts/.../written.json           up to where it is there as long as this machine runs
+"""
+
+import errno
+import fcntl
+import json
+import os
+import shutil
+import stat
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from secrets import token_hex
+from typing import Annotated, ClassVar, Final
+from urllib.parse import quote
+
+from pydantic import AfterValidator, BaseModel, Field
+
+from glimpse.api.base import Model, Rule, immutable
+from glimpse.problems import InvalidConfiguration, NotFound, Problem, StoreConflict, StoreFull, StoreUnavailable
+from glimpse.stores import Capacity, Mark, Note, Stat, Unable, Version
+from glimpse.stores.filesystem.attempts import (
+    DATA,
+    Attempt,
+    Checkpoint,
+    Checkpoints,
+    begin,
+    reap,
+    remove,
+    take,
+)
+from glimpse.stores.filesystem.clones import clone
+from glimpse.stores.filesystem.files import (
+    FILE,
+    FOLDER,
+    make_folder,
+    names,
+    open_file,
+    open_folder,
+    read_small,
+    start_writing,
+    write_at,
+    write_small,
+)
+from glimpse.stores.filesystem.places import (
+    LOCATION,
+    compare,
+    open_noted,
+    open_parent,
+    open_place,
+    read_note,
+    settle,
+    version_of,
+)
+from glimpse.streams import CHUNK, Reader, solid
+
+MARKER: Final = "glimpse-store.json"
+OBJECTS: Final = "objects"
+ATTEMPTS: Final = "attempts"
+RECORD: Final = "record.json"
+
+WRITE_BACK: Final = 16 << 20
+"""Bytes after which the kernel is asked to start writing, so that little is left to wait for at the end."""
+
+
+def _absolute(path: str) -> str:
+    if not path.startswith("/"):
+        raise ValueError("must be absolute")
+    return path
+
+
+class FilesystemConfig(Model):
+    """A folder of a mounted file system."""
+
+    path: Annotated[
+        str,
+        Field(min_length=1, max_length=1024),
+        AfterValidator(_absolute),
+        Rule(
+            "self.matches('^(/[^/[:cntrl:]]+)+$') && !self.matches('/[.][.]?(/|$)')",
+            "must be the plain path of a folder, such as /var/lib/glimpse/images: absolute, "
+            "without . and .., no / at its end",
+        ),
+        immutable("path", "mount the disk with the bytes at the same path, or create another ImageStore"),
+    ]
+    """The folder, absolute; it must exist. Files of others in it are left alone."""
+    claim_name: Annotated[str | None, Field(max_length=253)] = None
+    """The PersistentVolumeClaim that is mounted there, for the reader; nothing is mounted by it."""
+
+
+class Filesystem:
+    """A store in a folder."""
+
+    Config: ClassVar[type[BaseModel]] = FilesystemConfig
+
+    def __init__(self, config: FilesystemConfig, _secret: Mapping[str, str], _ca_bundle: str | None, /) -> None:
+        """A folder has no credentials."""
+        self._path = config.path.rstrip("/") or "/"
+
+    @property
+    def endpoint(self) -> str:
+        """The folder."""
+        return f"file://{quote(self._path)}"
+
+    def put(self, key: str, attempt: str, body: Reader, record: Callable[[], bytes], /) -> Stat:
+        """Write a folder for this attempt, then rename it."""
+        return self._put(key, attempt, None, body, record)
+
+    @contextmanager
+    def get(self, key: str, /, offset: int = 0, length: int | None = None) -> Iterator[Reader]:
+        """Read the file; it stays readable while it is open, also when it is deleted."""
+        fd, note = self._open(key)
+        with self._reading(fd, note, offset, length, key) as reader:
+            yield reader
+
+    def open(self, key: str, /) -> int:
+        """The file itself."""
+        return self._open(key)[0]
+
+    def folders(self) -> tuple[str, ...]:
+        """The one folder."""
+        return (self._path,)
+
+    def stat(self, key: str, /) -> Stat:
+        """Look at the file and read the record."""
+        with self._border(key), self._root() as root, open_folder(root, OBJECTS) as objects:
+            return self._stat(objects, key)
+
+    def update(self, key: str, record: bytes, /) -> None:
+        """Write a new record and rename it over the old one; one at a time."""
+        with (
+            self._border(key),
+            self._root() as root,
+            open_folder(root, OBJECTS) as objects,
+            open_folder(objects, key) as folder,
+        ):
+            fd = os.open(DATA, os.O_RDWR | FILE, dir_fd=folder)
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX)
+                write_small(folder, RECORD + ".new", record)
+                os.rename(RECORD + ".new", RECORD, src_dir_fd=folder, dst_dir_fd=folder)
+                os.fsync(folder)
+            finally:
+                os.close(fd)
+
+    def delete(self, key: str, /) -> None:
+        """Rename the folder away, so that it is gone at once and whole, then remove it."""
+        with self._border(), self._place() as place:
+            if "." not in key and _discard(place.objects, place.attempts, key):
+                os.fsync(place.objects)
+            reap(place.attempts, key)
+
+    def list(self, prefix: str = "", /) -> Iterator[Stat]:
+        """Attempts first, so that one that becomes an object meanwhile is not missed; names that are not ours are."""
+        with self._border(), self._root() as root:
+            for part in (ATTEMPTS, OBJECTS):
+                with suppress(FileNotFoundError), open_folder(root, part) as folder:
+                    for name in names(folder, prefix):
+                        # Removed while we looked, or a stranger's link or file under a name like ours.
+                        with suppress(FileNotFoundError, NotADirectoryError):
+                            yield self._stat(folder, name, partial=part == ATTEMPTS or not _holds(folder, name))
+
+    def put_marked(self, key: str, attempt: str, mark: Mark, body: Reader, record: Callable[[], bytes], /) -> Stat:
+        """The same with notes beside the data."""
+        return self._put(key, attempt, mark, body, record)
+
+    @contextmanager
+    def take(self, key: str, attempt: str, /) -> Iterator["_Left | None"]:
+        """Lock the folder and rename it."""
+        with ExitStack() as stack:
+            with self._border():
+                place = stack.enter_context(self._place())
+                taken = take(stack, place.attempts, key, f"{key}.{attempt}")
+            yield _Left(self, key, *taken) if taken else None
+
+    def where(self, location: str, /) -> str:
+        """The file."""
+        return f"file://{quote(self._path.rstrip('/'))}/{quote(location)}"
+
+    def locate(self, location: str, /) -> Version:
+        """Look at the file."""
+        with self._border(), self._root() as root:
+            fd = open_place(root, location)
+            try:
+                settle(fd)
+                return version_of(fd)
+            finally:
+                os.close(fd)
+
+    @contextmanager
+    def read(self, location: str, version: Version, /, offset: int = 0, length: int | None = None) -> Iterator[Reader]:
+        """Read the file, and look at its end whether it has changed."""
+        with self._border(), self._root() as root:
+            fd = open_place(root, location, version)
+        with self._reading(fd, Note.of(location, version), offset, length) as reader:
+            yield reader
+
+    def register(self, key: str, attempt: str, location: str, version: Version, record: bytes, /) -> Stat:
+        """Write a folder with a note, then rename it; `data` is what all look for, and stays empty."""
+        with ExitStack() as stack, self._border():
+            place = stack.enter_context(self._place())
+            root = stack.enter_context(self._root())
+            self._make_room(place, key)
+            reap(place.attempts, key)
+            ours = begin(stack, place.attempts, f"{key}.{attempt}")
+            try:
+                write_small(ours.folder, LOCATION, Note.of(location, version).line().encode() + b"\n")
+                write_small(ours.folder, RECORD, record, ours.data)
+                os.fsync(ours.folder)
+                os.close(open_place(root, location, version))
+                self._commit(place, ours.name, key)
+            except BaseException:
+                with suppress(OSError):
+                    remove(place.attempts, ours.name)
+                raise
+            return Stat(key, version.size, self.where(location), os.fstat(ours.data).st_mtime, record)
+
+    def erase(self, location: str, /) -> None:
+        """Remove the file; the folder stays, also if it is empty now."""
+        with (
+            suppress(NotFound),
+            self._border(),
+            self._root() as root,
+            open_parent(root, location) as (folder, name),
+            suppress(FileNotFoundError),
+        ):
+            os.unlink(name, dir_fd=folder)
+            os.fsync(folder)
+
+    def probe(self) -> Capacity:
+        """Ask the file system, and open a file without a name: that is what tells of a read-only or foreign folder."""
+        with self._border(), self._root() as root, make_folder(root, ATTEMPTS) as attempts:
+            room = os.fstatvfs(attempts)
+            try:
+                os.close(os.open(".", os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600, dir_fd=attempts))
+            except OSError as error:
+                if error.errno not in {errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL, errno.ENOSPC, errno.EDQUOT}:
+                    raise
+                if not os.access(".", os.W_OK | os.X_OK, dir_fd=attempts, effective_ids=True):
+                    raise PermissionError(errno.EACCES, os.strerror(errno.EACCES)) from error
+        used = room.f_blocks - room.f_bfree
+        return Capacity(room.f_blocks * room.f_frsize, used * room.f_frsize, room.f_bavail * room.f_frsize)
+
+    def claim(self, owner: str, /, *, fresh: bool) -> str:
+        """Read the marker; a new one is written aside and linked, which fails if another was there first."""
+        with self._border(), self._root() as root:
+            try:
+                return self._owner(root)
+            except FileNotFoundError:
+                if not fresh:
+                    raise StoreUnavailable(
+                        f"{self._path} has no {MARKER}, which was there before: is the volume mounted?"
+                    ) from None
+            if outer := next((each for each in Path(self._path).resolve().parents if (each / MARKER).exists()), None):
+                raise InvalidConfiguration(
+                    f"{self._path} lies in {outer}, which is a store itself; choose a folder that is in no other store"
+                )
+            aside = f"{MARKER}.{token_hex(8)}"
+            try:
+                write_small(root, aside, json.dumps({"owner": owner}).encode() + b"\n")
+                with suppress(FileExistsError):
+                    os.link(aside, MARKER, src_dir_fd=root, dst_dir_fd=root, follow_symlinks=False)
+            finally:
+                with suppress(FileNotFoundError):
+                    os.unlink(aside, dir_fd=root)
+            os.fsync(root)
+            return self._owner(root)
+
+    def _put(self, key: str, attempt: str, mark: Mark | None, body: Reader, record: Callable[[], bytes]) -> Stat:
+        with ExitStack() as stack:
+            with self._border():
+                place = stack.enter_context(self._place())
+                self._make_room(place, key)
+                reap(place.attempts, key)
+                ours = begin(stack, place.attempts, f"{key}.{attempt}")
+            checkpoints = stack.enter_context(Checkpoints(place.attempts, ours, mark))
+            return self._fill(place, key, checkpoints, body, record)
+
+    def clone(self, source: str, key: str, attempt: str, record: bytes, /) -> Stat:
+        """A reflink, or where the file system has none a second name of the same file."""
+        with ExitStack() as stack, self._border(source):
+            place = stack.enter_context(self._place())
+            self._make_room(place, key)
+            folder = stack.enter_context(open_folder(place.objects, source))
+            if read_note(folder) is not None:
+                raise Unable  # what others may write to is no object of ours
+            reap(place.attempts, key)
+            ours = begin(stack, place.attempts, f"{key}.{attempt}")
+            try:
+                data = clone(stack, folder, ours)
+                if data is not None:
+                    write_small(ours.folder, RECORD, record, ours.data)
+                    os.fsync(ours.folder)
+                    self._commit(place, ours.name, key)
+                    state = os.fstat(data)
+                    return Stat(key, state.st_size, self._location(key), state.st_mtime, record)
+            except BaseException:
+                with suppress(OSError):
+                    remove(place.attempts, ours.name)
+                raise
+            remove(place.attempts, ours.name)
+            raise Unable
+
+    def resume(self, left: "_Left", length: int, mark: Mark, body: Reader, record: Callable[[], bytes]) -> Stat:
+        """Go on with an attempt that `take` gave. Its descriptors are doubled: they may be closed meanwhile."""
+        with ExitStack() as stack:
+            with self._border():
+                place = stack.enter_context(self._place())
+                self._make_room(place, left.key)
+                ours = left.attempt.double(stack)
+                checkpoints = stack.enter_context(Checkpoints(place.attempts, ours, mark))
+                checkpoints.go_on(left.checkpoint, length)
+            return self._fill(place, left.key, checkpoints, body, record)
+
+    def _make_room(self, place: "_Place", key: str) -> None:
+        if _holds(place.objects, key):
+            raise StoreConflict(f"{self._location(key)} exists, and objects are written once")
+        _clear(place.objects, key)
+
+    def _fill(
+        self,
+        place: "_Place",
+        key: str,
+        checkpoints: Checkpoints,
+        body: Reader,
+        record: Callable[[], bytes],
+    ) -> Stat:
+        """Write an attempt to its end and commit it."""
+        ours = checkpoints.attempt
+        try:
+            line = self._write(ours.data, checkpoints, body, record)
+            with self._border():
+                checkpoints.wait()
+                write_small(ours.folder, RECORD, line, ours.data)
+                os.fsync(ours.folder)
+                checkpoints.drop()
+                self._commit(place, ours.name, key)
+        except BaseException:
+            if not checkpoints.kept:
+                with suppress(OSError):
+                    remove(place.attempts, ours.name)
+            raise
+        with self._border():
+            state = os.fstat(ours.data)
+        return Stat(key, state.st_size, self._location(key), state.st_mtime, line)
+
+    def _write(self, data: int, checkpoints: Checkpoints, body: Reader, record: Callable[[], bytes]) -> bytes:
+        """All of `body`, zeros as holes, behind the checkpoint that is there; then ask for the record.
+
+        What `body` and `record` raise comes out as it is.
+        """
+        position = started = checkpoints.start
+        while True:
+            with checkpoints.ending(position):
+                chunk = body.read(CHUNK)
+                if not chunk:
+                    line = record()
+                    break
+            with self._border():
+                view = memoryview(chunk)
+                for start, stop in solid(chunk, position):
+                    write_at(data, view[start:stop], position + start)
+                position += len(chunk)
+                if position - started >= WRITE_BACK:
+                    start_writing(data, started, position - started)
+                    started = position
+                checkpoints.passed(position)
+        with self._border():
+            os.ftruncate(data, position)  # a hole at the end is part of the length
+        return line
+
+    def _commit(self, place: "_Place", name: str, key: str) -> None:
+        try:
+            os.rename(name, key, src_dir_fd=place.attempts, dst_dir_fd=place.objects)
+        except OSError as error:
+            if error.errno in {errno.ENOTEMPTY, errno.EEXIST}:
+                raise StoreConflict(f"{self._location(key)} was written by another attempt meanwhile") from error
+            raise
+        try:
+            os.fsync(place.objects)
+        except BaseException:
+            os.rename(key, name, src_dir_fd=place.objects, dst_dir_fd=place.attempts)
+            raise
+
+    def _open(self, key: str) -> tuple[int, Note | None]:
+        """The file with the bytes of an object, and the note if it is registered."""
+        with self._border(key), self._root() as root, open_folder(root, OBJECTS) as objects:
+            with open_folder(objects, key) as folder:
+                note = read_note(folder)
+                if note is None:
+                    return open_file(folder, DATA), None
+                os.stat(DATA, dir_fd=folder, follow_symlinks=False)  # a removal takes it first
+            return open_noted(root, note), note
+
+    @contextmanager
+    def _reading(
+        self, fd: int, note: Note | None, offset: int, length: int | None, key: str | None = None
+    ) -> Iterator[Reader]:
+        """Read an open file, and close it."""
+        try:
+            with self._border():
+                left = max((note.size if note else os.fstat(fd).st_size) - offset, 0)
+            yield _Range(self, key, fd, offset, left if length is None else min(left, length), note=note)
+        finally:
+            os.close(fd)
+
+    def _stat(self, parent: int, name: str, *, partial: bool = False) -> Stat:
+        """The record is read before the file is looked at: a removal takes the file first, so half is never seen."""
+        with open_folder(parent, name) as folder:
+            record, note = None, None if partial else read_note(folder)
+            with suppress(FileNotFoundError, IsADirectoryError):
+                record = read_small(folder, RECORD)
+            try:
+                state = os.stat(DATA, dir_fd=folder, follow_symlinks=False)
+            except FileNotFoundError:
+                if not partial:
+                    raise
+                state = os.fstat(folder)
+                return Stat(name, 0, self._location(name), state.st_mtime, record, partial)
+        if note:
+            return Stat(name, note.size, self.where(note.location), state.st_mtime, record)
+        return Stat(name, state.st_size, self._location(name), state.st_mtime, record, partial)
+
+    def _owner(self, root: int) -> str:
+        try:
+            return str(json.loads(read_small(root, MARKER))["owner"])
+        except (ValueError, TypeError, KeyError):
+            raise StoreUnavailable(
+                f"{self._path}/{MARKER} cannot be read; it is a JSON object with the member `owner`: restore it"
+            ) from None
+
+    def _location(self, name: str) -> str:
+        part = ATTEMPTS if "." in name else OBJECTS
+        return f"file://{quote(self._path.rstrip('/'))}/{part}/{name}/{DATA}"
+
+    @contextmanager
+    def _root(self) -> Iterator[int]:
+        """The store's folder. It is never created: where it is missing, a volume is."""
+        try:
+            fd = os.open(self._path, FOLDER)
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise StoreUnavailable(f"{self._path} is no folder: is the volume mounted?") from error
+        try:
+            yield fd
+        finally:
+            os.close(fd)
+
+    @contextmanager
+    def _place(self) -> Iterator["_Place"]:
+        with (
+            self._root() as root,
+            make_folder(root, OBJECTS) as objects,
+            make_folder(root, ATTEMPTS) as attempts,
+        ):
+            yield _Place(objects, attempts)
+
+    @contextmanager
+    def _border(self, key: str | None = None) -> Iterator[None]:
+        """OSError becomes a Problem; with `key`, a missing file means that the object is not there."""
+        try:
+            yield
+        except OSError as error:
+            raise self._problem(error, key) from error
+
+    def _problem(self, error: OSError, key: str | None) -> Problem:
+        if key and error.errno in {errno.ENOENT, errno.ESTALE}:
+            return NotFound(f"{self._location(key)} does not exist")
+        if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+            return StoreFull(f"{self._path} is full; remove images or enlarge the volume")
+        if error.errno in {errno.ELOOP, errno.ENOTDIR}:
+            return StoreUnavailable(f"{self._path} holds a link or a file where a folder should be; remove it")
+        if error.errno in {errno.EACCES, errno.EPERM, errno.EROFS}:
+            return StoreUnavailable(
+                f"{self._path}: {error.strerror}; check owner and mount, user {os.geteuid()} must be able to write"
+            )
+        return StoreUnavailable(f"{self._path}: {error.strerror}")
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """The two folders, as descriptors."""
+
+    objects: int
+    attempts: int
+
+
+class _Left:
+    """What a dead attempt has left, in our hands."""
+
+    def __init__(self, store: Filesystem, key: str, attempt: Attempt, checkpoint: Checkpoint) -> None:
+        self._store = store
+        self.key, self.attempt, self.checkpoint = key, attempt, checkpoint
+        self.length, self.mark = checkpoint.length, checkpoint.mark
+
+    def open(self) -> Reader:
+        return _Range(self._store, None, self.attempt.data, 0, self.length)
+
+    def resume(self, length: int, mark: Mark, body: Reader, record: Callable[[], bytes], /) -> Stat:
+        return self._store.resume(self, length, mark, body, record)
+
+
+class _Range:
+    """A Reader over part of a file."""
+
+    def __init__(
+        self, store: Filesystem, key: str | None, fd: int, offset: int, length: int, *, note: Note | None = None
+    ) -> None:
+        """`note`: of a file of others, of which the last bytes are given only if it is still the same then."""
+        self._store, self._key, self._fd, self._note = store, key, fd, note
+        self._position, self._end = offset, offset + length
+        self.size: int | None = length
+
+    def read(self, n: int = CHUNK, /) -> bytes:
+        with self._store._border(self._key):  # noqa: SLF001 - one module, one border
+            chunk = os.pread(self._fd, min(n, self._end - self._position), self._position)
+            self._position += len(chunk)
+            if self._note and (self._position >= self._end or not chunk):
+                compare(self._fd, self._note.location, self._note.version)
+        return chunk
+
+
+def _holds(objects: int, key: str) -> bool:
+    try:
+        with open_folder(objects, key) as folder:
+            os.stat(DATA, dir_fd=folder, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _discard(objects: int, attempts: int, key: str) -> bool:
+    """Take the folder of `key` away, as if it were a dead attempt, and remove it. Whether there was one."""
+    name = f"{key}.{token_hex(8)}"
+    try:
+        os.rename(key, name, src_dir_fd=objects, dst_dir_fd=attempts)
+    except FileNotFoundError:
+        return False
+    remove(attempts, name)
+    return True
+
+
+def _clear(objects: int, key: str) -> None:
+    """Empty a folder of `key` that has no data: it is damage, and in the way of a rename, which replaces an empty one.
+
+    By its descriptor: an object that is committed meanwhile is another folder under the same name, and stays.
+    """
+    with suppress(FileNotFoundError), open_folder(objects, key) as folder:
+        with suppress(FileNotFoundError):
+            if stat.S_ISREG(os.stat(DATA, dir_fd=folder, follow_symlinks=False).st_mode):
+                return
+        for file in os.listdir(folder):  # noqa: PTH208 - a descriptor, not a path
+            try:
+                os.unlink(file, dir_fd=folder)
+            except IsADirectoryError:
+                shutil.rmtree(file, dir_fd=folder)

@@ -1,0 +1,133 @@
+"""What an ImageStore and its Secret say of a Swift: where it is, and how one logs in."""
+
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, ClassVar, Final, Literal
+
+from pydantic import AfterValidator, Field
+
+from glimpse.api.base import Model, Quantity, Rule, immutable
+from glimpse.problems import SecretNotReadable
+from glimpse.stores.swift.places import LARGEST
+
+SEGMENT: Final = 32 << 20
+"""Bytes of a segment, unless the store says otherwise."""
+
+
+def _plain(value: str) -> str:
+    if value.startswith("/") or value.endswith("/") or not value.isprintable():
+        raise ValueError("must have no / at its ends and no control characters")
+    return value
+
+
+def _bounded(value: int) -> int:
+    if not 1 << 20 <= value <= LARGEST:
+        raise ValueError("must be from 1Mi to 64Mi")
+    return value
+
+
+def _kept(name: str) -> Rule:
+    return Rule(
+        f"has(self.{name}) == has(oldSelf.{name}) && (!has(self.{name}) || self.{name} == oldSelf.{name})",
+        f"{name} cannot be changed: Images would look for their bytes in another place; create another ImageStore",
+    )
+
+
+Container = Annotated[
+    str,
+    Field(min_length=1, max_length=256),
+    AfterValidator(_plain),
+    Rule(
+        "self.matches('^[^/[:cntrl:]]+$') && self != '.' && self != '..'", "must be the name of a container, without /"
+    ),
+]
+
+
+class SwiftConfig(Model):
+    """A container of OpenStack Swift."""
+
+    rules: ClassVar[tuple[Rule, ...]] = (_kept("prefix"), _kept("region"), _kept("segmentContainer"))
+
+    auth_url: Annotated[
+        str,
+        Field(min_length=1, max_length=1024),
+        Rule(
+            "self.matches('^https?://[^/?#@[:space:][:cntrl:]]+(/[^?#@[:space:][:cntrl:]]*)?$')",
+            "must be a URL such as https://keystone.example:5000/v3, without user, password, ? and #",
+        ),
+    ]
+    """Where one logs in: Keystone, or with version 1 the address that gives out tokens (…/auth/v1.0)."""
+    auth_version: Literal["1", "3"] = "3"
+    """3: Keystone. 1: Swift's own (tempauth, Ceph's gateway)."""
+    region: Annotated[str | None, Field(min_length=1, max_length=255)] = None
+    """Of Keystone's catalog; the first one that has an object store, if there are several."""
+    container: Annotated[
+        Container,
+        immutable("container", "Images would look for their bytes in another place; create another ImageStore"),
+    ]
+    """Where the images are."""
+    prefix: Annotated[
+        str | None,
+        Field(min_length=1, max_length=255),
+        AfterValidator(lambda value: None if value is None else _plain(value)),
+        Rule("self.matches('^[^/[:cntrl:]]+(/[^/[:cntrl:]]+)*$')", "must be a name such as images/a, no / at its ends"),
+    ] = None
+    """All names begin so, with a slash behind it. What begins otherwise is left alone."""
+    segment_size: Annotated[
+        Quantity,
+        AfterValidator(_bounded),
+        Rule(
+            "quantity(string(self)).compareTo(quantity('1Mi')) >= 0"
+            " && quantity(string(self)).compareTo(quantity('64Mi')) <= 0",
+            "must be from 1Mi to 64Mi",
+        ),
+    ] = SEGMENT
+    """Bytes of a segment. Up to four are on their way at once, fewer of larger ones: they must fit into memory."""
+    segment_container: Container | None = None
+    """Where segments are; omitted: beside the images."""
+    create_container: bool = False
+    """Make the containers at the first use, if they are missing."""
+
+
+def login(config: SwiftConfig, secret: Mapping[str, str]) -> Callable[[], Any]:
+    """Makes the plugin for keystoneauth. Raises SecretNotReadable now, if a key is missing."""
+
+    def need(key: str) -> str:
+        if not secret.get(key):
+            raise SecretNotReadable(f"key {key!r} of the store's Secret is missing; swift needs it here")
+        return secret[key]
+
+    if config.auth_version == "1":
+        user, key = need("user"), need("key")
+
+        def version_1() -> Any:
+            from swiftclient.authv1 import PasswordPlugin
+
+            return PasswordPlugin(config.auth_url, user, key)
+
+        return version_1
+    url = config.auth_url.rstrip("/")
+    url += "" if url.endswith("/v3") else "/v3"
+    if secret.get("applicationCredentialID"):
+        name, word = secret["applicationCredentialID"], need("applicationCredentialSecret")
+
+        def credential() -> Any:
+            from keystoneauth1.identity import v3
+
+            return v3.ApplicationCredential(url, application_credential_id=name, application_credential_secret=word)
+
+        return credential
+    user, word, project = need("username"), need("password"), need("projectName")
+
+    def password() -> Any:
+        from keystoneauth1.identity import v3
+
+        return v3.Password(
+            url,
+            username=user,
+            password=word,
+            project_name=project,
+            user_domain_name=secret.get("userDomainName") or "Default",
+            project_domain_name=secret.get("projectDomainName") or "Default",
+        )
+
+    return password

@@ -1,0 +1,1 @@
+"""The contract suites that authors of drivers and runners use; they ship with Glimpse."""

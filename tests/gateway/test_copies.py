@@ -1,0 +1,351 @@
+"""Which copy is sent, and what happens when a copy is not what it should be."""
+
+import asyncio
+import hashlib
+import os
+import socket
+import threading
+from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, contextmanager
+from http.client import IncompleteRead
+from pathlib import Path
+
+import aiohttp
+import pytest
+from aiohttp import web
+
+from glimpse.gateway.copies import Part, Threads, cached, fetch
+from glimpse.gateway.ranges import Span
+from glimpse.problems import DataLost, NotFound, StoreUnavailable
+from glimpse.stores import Store
+from glimpse.streams import Reader
+from glimpse.tasks import Record, StoreRef
+from glimpse.testing.memory import Memory, MemoryConfig
+from servers import wait_until
+from servers.shelf import Bytes, Content, Shelf, ask
+
+DATA = os.urandom(1 << 20)
+LONG = os.urandom((3 << 20) + 5)
+
+
+def test_heaviest_first(gateway: str, shelf: Shelf, namespace: str, token: str) -> None:
+    """The copy of the heaviest store is sent; the others are only a way out."""
+    light, heavy = shelf.store(weight=1), shelf.store(weight=500)
+    image = shelf.image(namespace, Content(DATA, [light, heavy]))
+    # the light one is broken, which nobody sees
+    os.truncate(shelf.data(light, image.key()), 10)
+    assert ask(gateway + image.path, token=token).body == DATA
+
+
+def test_ready_before_heavy(gateway: str, shelf: Shelf, namespace: str, token: str) -> None:
+    """A store that is not Ready comes last, and is still better than nothing: a full store can be read."""
+    light, heavy = shelf.store(weight=1), shelf.store(weight=500, ready=False)
+    image = shelf.image(namespace, Content(DATA, [light, heavy]))
+    os.truncate(shelf.data(heavy, image.key()), 10)
+    assert ask(gateway + image.path, token=token).body == DATA
+    alone = shelf.image(namespace, Content(DATA, [heavy]))
+    assert ask(gateway + alone.path, token=token).body == DATA
+
+
+@pytest.mark.parametrize("fault", ["absent", "short", "long", "other", "store missing", "store unknown"])
+def test_next_copy(gateway: str, shelf: Shelf, namespace: str, token: str, fault: str) -> None:
+    """A copy that is gone, of another size, or of another digest by its record, is passed over for the next."""
+    first, second = shelf.store(weight=500), shelf.store(weight=1)
+    if fault == "store missing":
+        first = shelf.store(weight=500, missing=True)
+    elif fault == "store unknown":
+        first = "no-such-store"
+    image = shelf.image(namespace, Content(DATA, [second], absent=[first]))
+    match fault:
+        case "short":
+            shelf.put(first, image, 1, DATA[:-1])
+        case "long":
+            shelf.put(first, image, 1, DATA + b"1")
+        case "other":
+            shelf.put(first, image, 1, DATA[::-1])
+    assert ask(gateway + image.path, token=token).body == DATA
+    part = ask(gateway + image.path, token=token, headers={"Range": "bytes=5-9"})
+    assert (part.status, part.body) == (206, DATA[5:10])
+
+
+def test_no_copy(gateway: str, shelf: Shelf, namespace: str, token: str) -> None:
+    """Without a copy the answer is 503 and says when to come back, for GET and HEAD; no store is named."""
+    store = shelf.store()
+    image = shelf.image(namespace, Content(DATA, [], absent=[store]))
+    got = ask(gateway + image.path, token=token)
+    assert (got.status, got.headers["Retry-After"], got.headers["ETag"]) == (503, "5", None)
+    assert got.problem()["detail"] == "No store can give the bytes of this image at the moment."
+    assert ask(gateway + image.path, token=token, method="HEAD").status == 503
+    assert ask(f"{gateway}{image.path}.sha256", token=token).status == 200
+
+
+def test_reads_during_delete(gateway: str, shelf: Shelf, namespace: str, token: str) -> None:
+    """Objects that are deleted under many readers give the right bytes or no answer, never other bytes."""
+    store = shelf.store()
+    images = [shelf.image(namespace, hashlib.sha256(b"%d" % n).digest() * 65536, store=store) for n in range(8)]
+    wanted = {i.path: hashlib.sha256(b"%d" % n).digest() * 65536 for n, i in enumerate(images)}
+    stop, statuses = threading.Event(), []
+
+    def read(number: int) -> None:
+        while not stop.is_set():
+            path = images[number % len(images)].path
+            got = ask(gateway + path, token=token)
+            statuses.append(got.status)
+            assert got.status in (200, 503), got.body
+            assert got.status == 503 or got.body == wanted[path]
+            number += 1
+
+    with ThreadPoolExecutor(6) as pool:
+        readers = [pool.submit(read, n) for n in range(6)]
+        for image in images:
+            seen = len(statuses)
+            while len(statuses) < seen + 6 and not any(r.done() for r in readers):
+                threading.Event().wait(0.01)
+            shelf.remove(store, image.key())
+        stop.set()
+        for reader in readers:
+            reader.result(timeout=60)
+    assert {200, 503} <= set(statuses)
+
+
+def test_removed_while_it_is_sent(gateway: str, shelf: Shelf, namespace: str, token: str) -> None:
+    """Who has begun to read gets all of it, though the object is removed meanwhile."""
+    store, data = shelf.store(), os.urandom(64 << 20)
+    image = shelf.image(namespace, data, store=store)
+    with begun(gateway, image.path, token) as connection:
+        shelf.remove(store, image.key())
+        assert rest(connection) == data
+
+
+def test_cut_short_while_it_is_sent(gateway: str, shelf: Shelf, namespace: str, token: str) -> None:
+    """A file that becomes shorter under the reader cuts the connection: no client takes that for the image."""
+    store, data = shelf.store(), os.urandom(64 << 20)
+    image = shelf.image(namespace, data, store=store)
+    with begun(gateway, image.path, token) as connection:
+        os.truncate(shelf.data(store, image.key()), 40 << 20)
+        with pytest.raises((ConnectionResetError, IncompleteRead)):
+            rest(connection)
+
+
+def test_written_to_while_it_is_sent(gateway: str, shelf: Shelf, namespace: str, token: str) -> None:
+    """A file that somebody writes to, as he may to one of his own, does not get its end: the connection is cut."""
+    store, data = shelf.store(), os.urandom(64 << 20)
+    image = shelf.image(namespace, data, store=store)
+    with begun(gateway, image.path, token) as connection:
+        with shelf.data(store, image.key()).open("r+b") as file:
+            file.seek(50 << 20)
+            file.write(b"other")
+        with pytest.raises((ConnectionResetError, IncompleteRead)):
+            rest(connection)
+
+
+@pytest.mark.parametrize("asked", [None, (1000, 60 << 20)], ids=["whole", "range"])
+def test_goes_on_with_another_copy(
+    gateway: str, shelf: Shelf, namespace: str, token: str, asked: tuple[int, int] | None
+) -> None:
+    """A copy that breaks in the middle is replaced by the next one, at the byte where it broke."""
+    first, second, data = shelf.store(weight=500), shelf.store(weight=1), os.urandom(64 << 20)
+    image = shelf.image(namespace, Content(data, [first, second]))
+    span = f"Range: bytes={asked[0]}-{asked[1]}\r\n" if asked else ""
+    with begun(gateway, image.path, token, span) as connection:
+        os.truncate(shelf.data(first, image.key()), (40 << 20) + 5)
+        assert rest(connection) == (data[asked[0] : asked[1] + 1] if asked else data)
+
+
+def test_no_other_copy_mends_what_others_may_have_changed(
+    gateway: str, shelf: Shelf, namespace: str, token: str
+) -> None:
+    """Where others write, what was sent before a change was seen may be wrong: the connection is cut."""
+    first, second, data = shelf.store(weight=500), shelf.store(weight=1), os.urandom(64 << 20)
+    image = shelf.image(namespace, Content(data, [first, second]))
+    status = shelf.cluster.read(image.object)["status"]
+    told = {"location": {"store": first, "key": "import/x"}, "storedAt": "2031-01-01T00:00:00Z"}
+    status = {"artifact": status["artifact"] | told, "history": [status["history"][0] | told]}
+    path = f"{shelf.cluster.path(image.object)}/status"
+    shelf.cluster.request("PATCH", path, {"status": status}, content_type="application/merge-patch+json")
+
+    def heard() -> bool:
+        return "2031" in (ask(gateway + image.path, token=token, method="HEAD").headers["Last-Modified"] or "")
+
+    wait_until("the gateway", heard, timeout=30)
+    with begun(gateway, image.path, token) as connection:
+        os.truncate(shelf.data(first, image.key()), (40 << 20) + 5)
+        with pytest.raises((ConnectionResetError, IncompleteRead)):
+            rest(connection)
+    assert ask(gateway + image.path, token=token).body == data
+
+
+def begun(gateway: str, path: str, token: str, headers: str = "") -> socket.socket:
+    """A download of which nothing was taken yet; little fits into the socket's buffers."""
+    host, _, port = gateway.removeprefix("http://").partition(":")
+    connection = socket.socket()
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)
+    connection.settimeout(30)
+    connection.connect((host, int(port)))
+    lines = f"GET {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token}\r\n{headers}\r\n"
+    connection.sendall(lines.encode())
+    assert connection.recv(12, socket.MSG_PEEK | socket.MSG_WAITALL) in {b"HTTP/1.1 200", b"HTTP/1.1 206"}
+    return connection
+
+
+def rest(connection: socket.socket) -> bytes:
+    """The body of the one answer that comes."""
+    with connection.makefile("rb") as stream:
+        length = 0
+        while line := stream.readline().strip():
+            name, _, value = line.partition(b":")
+            length = int(value) if name.lower() == b"content-length" else length
+        body = stream.read(length)
+    if len(body) < length:
+        raise IncompleteRead(body, length - len(body))
+    return body
+
+
+# --- stores without files
+
+
+@asynccontextmanager
+async def sending(store: Store, part: Part) -> AsyncIterator[str]:
+    """A server that sends this part of a store; its URL."""
+    threads = Threads()
+    counted: list[float] = []
+
+    async def send(request: web.Request) -> web.StreamResponse:
+        async with threads.open(store, part) as copy:
+            response = web.StreamResponse()
+            response.content_length = part.span.length
+            await response.prepare(request)
+            await copy.send(request, response, counted.append)
+            assert sum(counted) == part.span.length
+            return response
+
+    app = web.Application()
+    app.add_routes([web.get("/", send)])
+    runner = web.AppRunner(app)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    try:
+        yield f"http://127.0.0.1:{runner.addresses[0][1]}/"
+    finally:
+        await runner.cleanup()
+        threads.close()
+
+
+@pytest.fixture
+def pulled(tmp_path: Path) -> tuple[Store, Part]:
+    """A store without files, with DATA in it."""
+    place = str(tmp_path)
+    ref = StoreRef(name="memory", driver="memory", config={"place": place}, installation="tests")
+    store = Store(ref, Memory(MemoryConfig(place=place), {}, None))
+    digest = "sha256:" + hashlib.sha256(LONG).hexdigest()
+    record = Record(installation="tests", namespace="n", name="i", uid="0", revision=1, spec_hash="0", digest=digest)
+    store.put("0-1", "a", Bytes(LONG), lambda: record)
+    return store, Part("0-1", len(LONG), digest, Span(0, len(LONG)))
+
+
+async def test_pulled(pulled: tuple[Store, Part]) -> None:
+    """A store without files is pulled chunk by chunk, wholly or in part."""
+    store, part = pulled
+    assert store.open("0-1") is None
+    for span in (part.span, Span(0, 1), Span((1 << 20) - 1, 2), Span(len(LONG) - 1, 1)):
+        async with (
+            sending(store, part._replace(span=span)) as url,
+            aiohttp.ClientSession() as session,
+            session.get(url) as got,
+        ):
+            assert await got.read() == LONG[span.start : span.start + span.length]
+
+
+async def test_pulled_is_looked_at(pulled: tuple[Store, Part]) -> None:
+    """Size and digest are compared before anything is sent, as with files."""
+    store, part = pulled
+    threads = Threads()
+    for wrong, problem in (
+        (part._replace(size=7), DataLost),
+        (part._replace(digest="sha256:00"), DataLost),
+        (part._replace(key="0-2"), NotFound),
+    ):
+        with pytest.raises(problem):
+            async with threads.open(store, wrong):
+                pass
+    threads.close()
+
+
+async def test_cancelled_while_a_thread_reads() -> None:
+    """What a thread reads from is closed after the thread has come back, not under it."""
+    threads, order = Threads(), []
+    started, go = threading.Event(), threading.Event()
+
+    def slow() -> None:
+        started.set()
+        go.wait(120)
+        order.append("read")
+
+    async def use() -> None:
+        try:
+            await threads.run("store", slow)
+        finally:
+            order.append("closed")
+
+    task = asyncio.create_task(use())
+    await asyncio.to_thread(started.wait)
+    task.cancel()
+    asyncio.get_running_loop().call_later(0.1, go.set)
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert order == ["read", "closed"]
+    threads.close()
+
+
+async def test_a_store_that_hangs(pulled: tuple[Store, Part], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A store that does not open an object is given up in time, holds up no other, and its late answer is closed."""
+    monkeypatch.setattr("glimpse.gateway.copies.OPENING", 0.2)
+    store, part = pulled
+    go, closed = threading.Event(), threading.Event()
+
+    class Hanging(Memory):
+        @contextmanager
+        def get(self, key: str, /, offset: int = 0, length: int | None = None) -> Iterator[Reader]:
+            go.wait(120)
+            with super().get(key, offset, length) as reader:
+                yield reader
+            closed.set()
+
+    config = MemoryConfig(place=store._ref.config["place"])
+    hanging = Store(store._ref.model_copy(update={"name": "hanging"}), Hanging(config, {}, None))
+    threads = Threads()
+    for _ in range(20):  # more than it has threads
+        with pytest.raises(StoreUnavailable, match="within"):
+            async with threads.open(hanging, part):
+                pass
+    async with threads.open(store, part):
+        pass
+    go.set()
+    assert await asyncio.to_thread(closed.wait, 10)
+    threads.close()
+
+
+def test_cached(tmp_path: Path) -> None:
+    """What was dropped from memory is seen as such, and is there again after it was fetched."""
+    file = tmp_path / "file"
+    file.write_bytes(os.urandom(8 << 20))
+    with file.open("rb") as opened:
+        fd = opened.fileno()
+        os.fsync(fd)
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        assert not cached(fd, 0, 8 << 20)
+        fetch(fd, 1 << 20, 2 << 20)
+        assert cached(fd, 1 << 20, 2 << 20)
+        assert cached(fd, (3 << 20) - 1, 1)
+
+
+def test_cold(gateway: str, shelf: Shelf, namespace: str, token: str) -> None:
+    """An object that is not in memory is sent all the same."""
+    store = shelf.store()
+    image = shelf.image(namespace, LONG * 5, store=store)
+    with shelf.data(store, image.key()).open("rb") as file:
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        assert not cached(file.fileno(), 0, len(LONG) * 5)
+    assert ask(gateway + image.path, token=token).body == LONG * 5

@@ -1,0 +1,121 @@
+"""How many connections are let in: of one client, and in all."""
+
+import contextlib
+import re
+import socket
+import struct
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+
+from servers import wait_until
+from servers.glimpse import Glimpse
+from servers.kube import Cluster
+from servers.shelf import ask
+
+CLIENT = 4
+ALL = 10
+
+
+@pytest.fixture(scope="module")
+def tight(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a gateway that lets in few."""
+    settings = {
+        "GLIMPSE_GATEWAY_IDLE": "60",
+        "GLIMPSE_GATEWAY_CONNECTIONS": str(ALL),
+        "GLIMPSE_GATEWAY_CLIENT_CONNECTIONS": str(CLIENT),
+    }
+    server = Glimpse(tmp_path_factory.mktemp("gateway"), cluster=cluster, settings=settings)
+    server.launch("gateway")
+    try:
+        server.await_ready("gateway")
+        yield server.installation.gateway_url
+    finally:
+        server.stop()
+
+
+def enter(url: str, client: str) -> socket.socket:
+    """A connection from this address of the machine."""
+    parts = urlsplit(url)
+    return socket.create_connection((str(parts.hostname), parts.port or 0), timeout=30, source_address=(client, 0))
+
+
+def served(url: str, client: str) -> bool:
+    """Whether somebody at this address is let in and answered."""
+    with enter(url, client) as connection, contextlib.suppress(ConnectionError):
+        connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        return connection.recv(12) == b"HTTP/1.1 200"
+    return False
+
+
+def count(url: str, meter: str) -> int:
+    """What a counter says; without it none."""
+    found = re.search(
+        rf"^glimpse_gateway_{re.escape(meter)} ([0-9]+)", ask(url + "/metrics").body.decode(), re.MULTILINE
+    )
+    return int(found[1]) if found else 0
+
+
+def alone(url: str) -> bool:
+    """Whether nobody is connected but who asks."""
+    return count(url, "connections") == 1
+
+
+def test_limit_of_a_client(tight: str) -> None:
+    """Who has as many connections as one may is let in no more, at once and counted; others are, and he is again."""
+    wait_until("others to be gone", lambda: alone(tight), timeout=10)
+    before = count(tight, 'refused_connections_total{limit="client"}')
+    with contextlib.ExitStack() as stack:
+        held = [stack.enter_context(enter(tight, "127.0.0.2")) for _ in range(CLIENT)]
+        wait_until("all to be in", lambda: count(tight, "connections") == CLIENT + 1, timeout=10)
+        with enter(tight, "127.0.0.2") as more:
+            more.settimeout(10)  # far less than an idle client has
+            assert more.recv(1) == b""
+        assert not served(tight, "127.0.0.2")
+        assert served(tight, "127.0.0.3")
+        assert count(tight, 'refused_connections_total{limit="client"}') == before + 2
+        held[0].close()
+        wait_until("a place to be free", lambda: served(tight, "127.0.0.2"), timeout=10)
+
+
+def test_limit_of_all(tight: str) -> None:
+    """When all places are taken nobody is let in, from wherever he comes; those who are in go on."""
+    wait_until("others to be gone", lambda: alone(tight), timeout=10)
+    with contextlib.ExitStack() as stack:
+        held = [stack.enter_context(enter(tight, f"127.0.0.{2 + n // CLIENT}")) for n in range(ALL)]
+        wait_until("all to be in", lambda: not served(tight, "127.0.0.9"), timeout=10)
+        held[0].sendall(b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        assert b'refused_connections_total{limit="all"}' in b"".join(iter(lambda: held[0].recv(1 << 16), b""))
+        wait_until("a place to be free", lambda: served(tight, "127.0.0.9"), timeout=10)
+
+
+def test_every_end_gives_the_place_back(tight: str) -> None:
+    """However a connection ends, its place is free again."""
+    for sent in (b"", b"GET /hea", b"nonsense\r\n\r\n", b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n") * ALL:
+        for reset in (0, 1):
+            with contextlib.suppress(ConnectionError), enter(tight, "127.0.0.2") as connection:
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", reset, 0))
+                connection.sendall(sent)
+    wait_until("all places to be free", lambda: alone(tight), timeout=10)
+    assert served(tight, "127.0.0.2")
+
+
+@pytest.mark.parametrize(
+    ("limits", "left"),
+    [((256, 512), (256, 512)), ((256, 4096), (1000, 2000)), ((4096, 4096), (1000, 4096))],
+    ids=["too low", "raised", "enough"],
+)
+def test_half_of_the_descriptors(limits: tuple[int, int], left: tuple[int, int]) -> None:
+    """Connections get half of the descriptors at most; the soft limit is raised as far as they need."""
+    code = (
+        "import resource; from glimpse.gateway.door import spare;"
+        f"resource.setrlimit(resource.RLIMIT_NOFILE, {limits});"
+        "print(spare(1000), resource.getrlimit(resource.RLIMIT_NOFILE)[0])"
+    )
+    args = [sys.executable, "-P", "-c", code]
+    done = subprocess.run(args, capture_output=True, text=True, timeout=30, check=True, cwd=Path("/"))
+    assert tuple(map(int, done.stdout.split())) == left

@@ -1,0 +1,97 @@
+"""One Image in stores of every kind at once, on a real API server and with each real server."""
+
+import base64
+import hashlib
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from pydantic import SecretStr
+from tests.operator.support import Tenant, content, digest, holds
+
+from glimpse.stores import open_store
+from glimpse.tasks import StoreRef
+from glimpse.testing.faults import Reply
+from servers import Server
+from servers.kube import NAMESPACE
+from servers.require import require
+from servers.stores import SERVERS, TYPES, new, place
+from servers.tools import Missing
+
+SIZE = 24 << 20
+"""Several parts of each store."""
+
+
+@pytest.fixture(scope="module")
+def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Server[Any]]]:
+    """Each server that a store needs."""
+    folder = tmp_path_factory.mktemp("stores")
+    started: dict[str, Server[Any]] = {}
+    try:
+        for name in TYPES:
+            started[name] = new(name, folder / name, started)
+            try:
+                started[name].start()
+            except Missing as error:
+                require(name, str(error))
+        yield started
+    finally:
+        for server in reversed(started.values()):
+            server.stop()
+
+
+def opened(tenant: Tenant, name: str) -> StoreRef:
+    """The store as a worker would open it."""
+    spec = tenant.read(name, "ImageStore")
+    (driver,) = (key for key in spec["spec"] if key in {*SERVERS, "filesystem"})
+    login: dict[str, str] = {}
+    if "secretRef" in spec["spec"]:
+        meta = {"name": spec["spec"]["secretRef"]["name"], "namespace": NAMESPACE}
+        secret = tenant.cluster.read({"apiVersion": "v1", "kind": "Secret", "metadata": meta})
+        login = {key: base64.b64decode(value).decode() for key, value in secret["data"].items()}
+    ca = None
+    if bundle := spec["spec"].get("caBundleRef"):
+        meta = {"name": bundle["configMap"], "namespace": NAMESPACE}
+        ca = tenant.cluster.read({"apiVersion": "v1", "kind": "ConfigMap", "metadata": meta})["data"]["ca.crt"]
+    return StoreRef(
+        name=name,
+        driver=driver,
+        config=spec["spec"][driver],
+        secret={key: SecretStr(value) for key, value in login.items()},
+        ca_bundle=ca,
+        installation=spec["status"]["installation"],
+        claimed=True,
+    )
+
+
+def test_one_pass_fills_them_all(tenant: Tenant, servers: dict[str, Server[Any]]) -> None:
+    """The source is read once; each store has its condition and the right bytes, and is empty after the delete."""
+    names = [tenant.store()]
+    for kind, needs in SERVERS.items():
+        name = f"{kind}-{tenant.namespace.removeprefix('test-')}"
+        tenant.cluster.apply(*place(kind, name, servers[needs[-1]]).manifests(name))
+        names.append(name)
+    for name in names:
+        tenant.wait(name, lambda o: holds(o, "Ready"), kind="ImageStore")
+    data = content(7, SIZE)
+    tenant.image("a", tenant.serve("a", Reply(data, ranges=True, headers={"ETag": '"1"'})), stores=names)
+    status = tenant.ready("a")
+    assert status["artifact"]["digest"] == digest(data)
+    assert sorted(store["name"] for store in status["stores"]) == sorted(names)
+    assert all(condition["status"] == "True" for store in status["stores"] for condition in store["conditions"])
+    assert sum(request.sent for request in tenant.web.requests) <= SIZE * 1.05
+    key = f"{tenant.read('a')['metadata']['uid']}-1"
+    stores = {name: open_store(opened(tenant, name)) for name in names}
+    for name, store in stores.items():
+        with store.get(key) as reader:
+            seen = hashlib.sha256()
+            while chunk := reader.read():
+                seen.update(chunk)
+        assert f"sha256:{seen.hexdigest()}" == digest(data), name
+        with store.get(key, SIZE - 1000, 500) as reader:
+            assert b"".join(iter(reader.read, b"")) == data[-1000:-500], name
+    tenant.download(tenant.link("a"), body=data)
+    tenant.delete("a")
+    assert {name: [entry.key for entry in store.list()] for name, store in stores.items()} == {
+        name: [] for name in names
+    }
