@@ -42,7 +42,7 @@ def test_metrics(tenant: Tenant, cluster: Cluster) -> None:
     assert now["glimpse_transfers_running", ""] >= 1
     assert now["glimpse_queue_depth", ""] >= 0
     ages = {labels: age for (name, labels), age in now.items() if name == "glimpse_watch_last_event_age_seconds"}
-    assert set(ages) == {"kind=images", "kind=imagestores", "kind=namespaces"}
+    assert set(ages) == {"kind=images", "kind=imagestores", "kind=imageuploads", "kind=namespaces"}
     assert max(ages.values()) < 120
     assert all(tenant.namespace not in labels and "/" not in labels for _, labels in now)
     tenant.web.release()

@@ -15,7 +15,9 @@ from glimpse.testing import faults
 from glimpse.testing.faults import Server
 
 LOOPBACK = Addresses.model_validate({"allow": ["127.0.0.0/8", "::1/128"]})
-QUICK = Transfers(connect_timeout=5, idle_timeout=0.5, redirects=3)
+PATIENT = Transfers(connect_timeout=5, idle_timeout=20, redirects=3)
+IMPATIENT = PATIENT.model_copy(update={"idle_timeout": 0.5})
+"""For servers that fall silent."""
 
 Ask = Callable[..., Answer]
 """`(*urls, **options)`: ask for the first of an origin's URLs."""
@@ -57,7 +59,7 @@ def ask(authority: trustme.CA) -> Iterator[Ask]:
     def start(
         *urls: str,
         addresses: Addresses = LOOPBACK,
-        transfers: Transfers = QUICK,
+        transfers: Transfers = PATIENT,
         cancelled: threading.Event | None = None,
         **more: Any,
     ) -> Answer:

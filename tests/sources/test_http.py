@@ -34,7 +34,7 @@ from glimpse.testing.bodies import noise
 from glimpse.testing.faults import Reply, Server
 
 LOOPBACK = Addresses.model_validate({"allow": ["127.0.0.0/8", "::1/128"]})
-QUICK = Transfers(connect_timeout=5, idle_timeout=0.5, redirects=3)
+PATIENT = Transfers(connect_timeout=5, idle_timeout=20, redirects=3)
 DATA = noise(3 * CHUNK + 17)
 
 
@@ -53,7 +53,7 @@ def opened(authority: trustme.CA) -> Iterator[Open]:
     """Opens URLs of this machine, trusting the authority; the first is opened, all are the origin's."""
     sources: list[OpenSource] = []
 
-    def start(*urls: str, transfers: Transfers = QUICK, cancelled: threading.Event | None = None, **more: Any) -> Any:
+    def start(*urls: str, transfers: Transfers = PATIENT, cancelled: threading.Event | None = None, **more: Any) -> Any:
         options = {"ca_bundle": authority.cert_pem.bytes().decode(), **more}
         origin = HttpOrigin(urls=urls, **options)
         source = open_http(origin, urls[:1], LOOPBACK, transfers, cancelled or threading.Event())
@@ -239,7 +239,7 @@ def test_silence_ends_the_wait(web: Server, opened: Open, stall: dict[str, Any])
     web.serve("/a", Reply(DATA, **stall))
     started = time.monotonic()
     with pytest.raises(SourceUnavailable, match=r"sent nothing for 0\.5 s"):
-        drain(opened(web.url("/a")))
+        drain(opened(web.url("/a"), transfers=PATIENT.model_copy(update={"idle_timeout": 0.5})))
     assert time.monotonic() - started < 10
 
 

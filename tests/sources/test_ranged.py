@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from glimpse.problems import Problem, SourceChanged, SourceNotFound, SourceUnavailable, WorkerLost
@@ -23,7 +23,7 @@ from glimpse.testing.faults import Kind, Reply, Server
 from servers import wait_until
 
 LOOPBACK = Addresses.model_validate({"allow": ["127.0.0.0/8"]})
-QUICK = Transfers(connect_timeout=5, idle_timeout=0.5, connections=4, retries=3)
+PATIENT = Transfers(connect_timeout=5, idle_timeout=20, connections=4, retries=3)
 KIB = 1 << 10
 SMALL = Tuning(part=64 * KIB, least=8 * KIB, window=512 * KIB, alone=128 * KIB, pace=0.0, pause=0.001)
 """Parts so small that a file of some hundred KiB has many."""
@@ -51,7 +51,7 @@ def opened() -> Iterator[Open]:
 
     def start(
         *urls: str,
-        transfers: Transfers = QUICK,
+        transfers: Transfers = PATIENT,
         tuning: Tuning = SMALL,
         cancelled: threading.Event | None = None,
         **how: Any,
@@ -93,7 +93,7 @@ def is_waiting(source: HttpSource, count: int) -> bool:
 def test_parts_make_the_file(web: Server, opened: Open, length: int, connections: int) -> None:
     """Whatever the number of lines, each byte comes once, in order, and is asked for once."""
     web.serve("/a", replace(GOOD, body=DATA[:length]))
-    source = opened(web.url("/a"), transfers=QUICK.model_copy(update={"connections": connections}))
+    source = opened(web.url("/a"), transfers=PATIENT.model_copy(update={"connections": connections}))
     assert source.size == length
     assert drain(source, 10_000) == DATA[:length]
     assert source.read() == b""
@@ -168,7 +168,7 @@ KINDS: tuple[Kind, ...] = ("cut", "reset", "stall", "busy", "length")
 
 def patience(kind: Kind) -> Transfers:
     """Little where silence is the break; else so much that a machine with other work is not taken for one."""
-    return QUICK.model_copy(update={"idle_timeout": 0.3 if kind == "stall" else 30.0})
+    return PATIENT.model_copy(update={"idle_timeout": 0.3 if kind == "stall" else 30.0})
 
 
 @pytest.mark.parametrize("percent", range(0, 100, 5))
@@ -197,8 +197,8 @@ def test_a_server_that_stays_away_is_given_up(web: Server, opened: Open) -> None
     """After so many breaks in a row, and not before."""
     web.serve("/a", GOOD, Reply(status=503))
     with pytest.raises(SourceUnavailable, match="answered 503"):
-        drain(opened(web.url("/a"), transfers=QUICK.model_copy(update={"connections": 1})))
-    assert len(web.asked("/a")) == 1 + 1 + QUICK.retries
+        drain(opened(web.url("/a"), transfers=PATIENT.model_copy(update={"connections": 1})))
+    assert len(web.asked("/a")) == 1 + 1 + PATIENT.retries
 
 
 def test_a_server_that_asks_for_patience_is_left_alone(web: Server, opened: Open) -> None:
@@ -221,7 +221,7 @@ def test_a_server_that_bears_few_lines(web: Server, opened: Open) -> None:
 def test_a_server_that_limits_connections(web: Server, opened: Open, most: int, slow: tuple[int, float]) -> None:
     """A line that is refused leaves its part to those that work; it neither asks again nor counts as a failure."""
     web.serve("/a", replace(GOOD, most=most, trickle=slow))
-    source = opened(web.url("/a"), transfers=QUICK.model_copy(update={"connections": 8, "retries": 0}))
+    source = opened(web.url("/a"), transfers=PATIENT.model_copy(update={"connections": 8, "retries": 0}))
     assert drain(source) == DATA
     assert len([request for request in web.asked("/a") if not request.sent]) < 8
     assert not source.remotes[0].failed
@@ -232,14 +232,14 @@ def test_a_refused_line_leaves_its_part_to_one_that_waits(web: Server, opened: O
     slow = replace(GOOD, trickle=(16 * KIB, 0.002))
     for refused in range(1, 12):
         web.serve("/a", *[slow] * refused, Reply(status=503), slow)
-        transfers = QUICK.model_copy(update={"retries": 1})
+        transfers = PATIENT.model_copy(update={"retries": 1})
         assert drain(opened(web.url("/a"), transfers=transfers, tuning=replace(SMALL, alone=16 * KIB))) == DATA
 
 
 def test_a_failure_after_refusals_names_the_setting(web: Server, opened: Open) -> None:
     """Who meets a server that allows few connections is told how to ask over fewer."""
     web.serve("/a", replace(GOOD, most=1, trickle=(2 * KIB, 0.005)))
-    source = opened(web.url("/a"), transfers=QUICK.model_copy(update={"retries": 1}))
+    source = opened(web.url("/a"), transfers=PATIENT.model_copy(update={"retries": 1}))
 
     def read() -> None:
         while source.read(KIB):
@@ -262,7 +262,7 @@ def test_short_parts_are_taken(web: Server, opened: Open) -> None:
 def test_a_whole_answer_in_the_middle(web: Server, opened: Open, connections: int) -> None:
     """A server that gives no parts any more, of the same file, is read over one connection up to where we were."""
     web.serve("/a", GOOD, replace(GOOD, ranges=False))
-    assert drain(opened(web.url("/a"), transfers=QUICK.model_copy(update={"connections": connections}))) == DATA
+    assert drain(opened(web.url("/a"), transfers=PATIENT.model_copy(update={"connections": connections}))) == DATA
 
 
 # Other files
@@ -324,7 +324,7 @@ def test_a_redirect_is_followed_once(web: Server, opened: Open) -> None:
     """Parts are asked for where the first answer came from; when that place has run out, its giver is asked anew."""
     web.serve("/a", Reply.redirect("/signed?key=1"), Reply.redirect("/signed?key=2"))
     web.serve("/signed", GOOD, GOOD, GOOD, Reply(status=403), GOOD)
-    assert drain(opened(web.url("/a"), transfers=QUICK.model_copy(update={"connections": 1}))) == DATA
+    assert drain(opened(web.url("/a"), transfers=PATIENT.model_copy(update={"connections": 1}))) == DATA
     assert len(web.asked("/a")) == 2
     paths = [request.path for request in web.asked("/signed")]
     assert paths[:5] == ["/signed?key=1"] * 4 + ["/signed?key=2"]
@@ -384,7 +384,7 @@ def test_cancelling_ends_all_lines(web: Server, opened: Open) -> None:
     """Nobody waits for a server any more."""
     web.serve("/a", replace(GOOD, stall=10_000))
     cancelled = threading.Event()
-    source = opened(web.url("/a"), transfers=QUICK.model_copy(update={"idle_timeout": 3600}), cancelled=cancelled)
+    source = opened(web.url("/a"), transfers=PATIENT.model_copy(update={"idle_timeout": 3600}), cancelled=cancelled)
     assert source.read(10_000)
     cancelled.set()
     with pytest.raises(WorkerLost):
@@ -395,7 +395,7 @@ def test_closing_ends_all_lines(web: Server, opened: Open) -> None:
     """Closed half-way, no thread is left, though a server may be silent for an hour."""
     before = threading.active_count()
     web.serve("/a", GOOD, replace(GOOD, stall=1000))
-    source = opened(web.url("/a"), transfers=QUICK.model_copy(update={"idle_timeout": 3600}))
+    source = opened(web.url("/a"), transfers=PATIENT.model_copy(update={"idle_timeout": 3600}))
     source.read()
     source.close()
     assert not [thread for thread in threading.enumerate() if thread.name == "line"], before
@@ -421,6 +421,14 @@ FAULTS: dict[str, Callable[[int], Reply]] = {
 """What a server may do to a request, by a name and a number."""
 
 
+def test_the_rest_of_a_file_without_a_length_ends_where_the_file_did(web: Server, opened: Open) -> None:
+    """An answer that mends a break and does not say its length must end with the file, or it is another one."""
+    web.serve("/a", replace(GOOD, ranges=False, length=64 * KIB - 5), replace(GOOD, ranges=False, chunked=5000))
+    with pytest.raises(SourceChanged, match="longer now"):
+        drain(opened(web.url("/a")))
+
+
+@example(faults=[("other", 36446), ("length", 0), ("whole", 1)], connections=1, proven=False)
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     faults=st.lists(st.tuples(st.sampled_from(sorted(FAULTS)), st.integers(0, 999_000)), max_size=12),
@@ -436,7 +444,7 @@ def test_right_bytes_or_a_problem(
     """
     replies = [*(FAULTS[name](number) for name, number in faults), GOOD]
     web.serve("/a", *replies)
-    transfers = QUICK.model_copy(update={"connections": connections, "idle_timeout": 0.05, "rate_window": 5})
+    transfers = PATIENT.model_copy(update={"connections": connections, "idle_timeout": 0.05, "rate_window": 5})
     try:
         found = drain(opened(web.url("/a"), transfers=transfers, proven=proven))
     except Problem:

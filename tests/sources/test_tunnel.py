@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import trustme
 from pydantic import SecretStr
-from tests.sources.conftest import LOOPBACK, QUICK, Ask, drain
+from tests.sources.conftest import IMPATIENT, LOOPBACK, PATIENT, Ask, drain
 
 from glimpse.problems import (
     InvalidConfiguration,
@@ -134,7 +134,7 @@ def test_a_large_file_in_parts(web: Server, make: Make, authority: trustme.CA) -
     proxy = make()
     origin = HttpOrigin(urls=(web.url("/a"),), ca_bundle=authority.cert_pem.bytes().decode(), proxy=secret(proxy))
     tuning = Tuning(part=128 << 10, least=32 << 10, window=2 << 20, alone=512 << 10, pace=0.02)
-    source = open_http(origin, [web.url("/a")], LOOPBACK, QUICK, threading.Event(), tuning=tuning)
+    source = open_http(origin, [web.url("/a")], LOOPBACK, PATIENT, threading.Event(), tuning=tuning)
     assert b"".join(iter(source.read, b"")) == data
     source.close()
     assert 0 < len(proxy.asked) < len(web.asked("/a"))
@@ -293,7 +293,7 @@ def test_faults_of_the_server_are_the_servers(web: Server, make: Make, ask: Ask,
     """What happens beyond the proxy is told as without one."""
     web.serve("/a", Reply(DATA, **fault))
     with pytest.raises((SourceUnavailable, SourceUnauthorized)) as caught:
-        drain(ask(web.url("/a"), proxy=secret(make())))
+        drain(ask(web.url("/a"), proxy=secret(make()), transfers=IMPATIENT))
     assert "proxy" not in caught.value.message
 
 

@@ -24,7 +24,7 @@ from glimpse.tasks import Fetch, StoreOrigin
 from glimpse.testing import faults
 from glimpse.testing.bodies import noise
 from glimpse.testing.faults import Reply, Server
-from glimpse.testing.workbench import KEY, QUICK, Workbench
+from glimpse.testing.workbench import IMPATIENT, KEY, PATIENT, Workbench
 
 DATA = noise(3 * CHUNK + 17)
 SHA256 = hashlib.sha256(DATA).hexdigest()
@@ -102,7 +102,7 @@ BAD: dict[str, tuple[Reply, dict[str, Any], str, str]] = {
     "closes one byte early": (Reply(DATA, cut=len(DATA) - 1), {}, "SourceUnavailable", "ended early"),
     "resets": (Reply(DATA, cut=2 * CHUNK, reset=True), {}, "SourceUnavailable", "reset|ended early"),
     "sends more than it said": (Reply(DATA, length=len(DATA) - 1), {}, "SourceUnavailable", "sent more"),
-    "stalls": (Reply(DATA, stall=2 * CHUNK), {}, "SourceUnavailable", "sent nothing for 0.5 s"),
+    "stalls": (Reply(DATA, stall=2 * CHUNK), {"transfers": IMPATIENT}, "SourceUnavailable", "sent nothing for 0.5 s"),
     "loops": (Reply.redirect("/x"), {}, "SourceRefused", "circle"),
     "redirects inside": (Reply.redirect("http://10.0.0.1/"), {}, "SourceForbidden", "GLIMPSE_ADDRESSES__ALLOW"),
     "wrong sha256": (Reply(DATA), {"checksum": f"sha256:{'0' * 64}"}, "ChecksumMismatch", f"sha256:{SHA256}"),
@@ -162,7 +162,7 @@ def test_a_cancelled_fetch_leaves_nothing(bench: Workbench, web: Server, names: 
     thread.start()
     stores = tuple(bench.store(name) for name in names)
     told = bench.fetch(
-        (web.url("/a"), web.url("/b")), stores, transfers=QUICK.model_copy(update={"idle_timeout": 3600.0})
+        (web.url("/a"), web.url("/b")), stores, transfers=PATIENT.model_copy(update={"idle_timeout": 3600.0})
     )
     thread.join()
     assert told.reason == "WorkerLost"
@@ -179,7 +179,7 @@ def test_another_mirror_takes_over(bench: Workbench, web: Server, first: str, na
     """However the first one fails, before or within the bytes, the next one begins at byte 0."""
     web.serve("/1", BAD[first][0])
     web.serve("/2", Reply(DATA, headers={"ETag": '"two"'}))
-    told = bench.fetch((web.url("/1"), web.url("/2")), tuple(bench.store(name) for name in names))
+    told = bench.fetch((web.url("/1"), web.url("/2")), tuple(map(bench.store, names)), transfers=IMPATIENT)
     assert (told.record.source_url, told.record.etag) == (web.url("/2"), '"two"')
     assert all(bench.data(name, KEY) == DATA for name in names)
     assert len(bench.left()) == len(names)

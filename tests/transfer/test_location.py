@@ -14,7 +14,7 @@ from glimpse.streams import CHUNK
 from glimpse.tasks import ChecksumFile, Fetch, LocationOrigin, Look, Remove, StoreOrigin, Verify
 from glimpse.testing.bodies import noise
 from glimpse.testing.faults import Reply, Server
-from glimpse.testing.workbench import KEY, LOOPBACK, QUICK, UID, Told, Workbench
+from glimpse.testing.workbench import KEY, LOOPBACK, PATIENT, UID, Told, Workbench
 
 DATA = noise(3 * CHUNK + 17)
 SHA256 = hashlib.sha256(DATA).hexdigest()
@@ -34,7 +34,7 @@ def register(bench: Workbench, *copies: str, key: str = PLACE, **more: Any) -> T
     """Register it in `archive`, and copy it into these stores."""
     stores = tuple(bench.store(name) for name in ("archive", *copies))
     origin = LocationOrigin(store=bench.store("archive"), key=key)
-    options = {"record": bench.record(), "limit": 1 << 40, "addresses": LOOPBACK, "transfers": QUICK, **more}
+    options = {"record": bench.record(), "limit": 1 << 40, "addresses": LOOPBACK, "transfers": PATIENT, **more}
     return bench.do(Fetch(attempt="a1", stores=stores, origin=origin, **options))
 
 

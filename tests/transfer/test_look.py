@@ -10,7 +10,7 @@ from pydantic import SecretStr
 from glimpse.tasks import ChecksumFile, HttpOrigin, Look, StoreOrigin
 from glimpse.testing.bodies import noise
 from glimpse.testing.faults import Reply, Server
-from glimpse.testing.workbench import KEY, LOOPBACK, QUICK, Told, Workbench
+from glimpse.testing.workbench import KEY, LOOPBACK, PATIENT, Told, Workbench
 
 DATA = noise(3000)
 SAME, OTHER = '"one"', '"two"'
@@ -20,7 +20,7 @@ DIGEST = "sha256:" + hashlib.sha256(DATA).hexdigest()
 
 def look(bench: Workbench, *urls: str, **known: Any) -> Told:
     """Look with what is known of the bytes."""
-    return bench.do(Look(origin=HttpOrigin(urls=urls), addresses=LOOPBACK, transfers=QUICK, **known))
+    return bench.do(Look(origin=HttpOrigin(urls=urls), addresses=LOOPBACK, transfers=PATIENT, **known))
 
 
 def unchanged(told: Told) -> bool:
@@ -83,7 +83,7 @@ def test_a_look_has_all_that_a_fetch_has(bench: Workbench, web: Server) -> None:
         secret={"token": SecretStr("word")},
         headers={"X-Team": SecretStr("a"), "User-Agent": SecretStr("robot")},
     )
-    assert unchanged(bench.do(Look(origin=origin, addresses=LOOPBACK, transfers=QUICK, etag=SAME)))
+    assert unchanged(bench.do(Look(origin=origin, addresses=LOOPBACK, transfers=PATIENT, etag=SAME)))
     (request,) = web.requests
     names = ("authorization", "x-team", "user-agent", "if-none-match")
     assert [request.headers[name] for name in names] == ["Bearer word", "a", "robot", SAME]

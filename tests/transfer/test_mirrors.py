@@ -11,12 +11,12 @@ import pytest
 from glimpse.streams import CHUNK
 from glimpse.testing.bodies import noise
 from glimpse.testing.faults import Reply, Server
-from glimpse.testing.workbench import KEY, QUICK, Told, Workbench
+from glimpse.testing.workbench import KEY, PATIENT, Told, Workbench
 
 DATA = noise(3 * CHUNK + 17)
 LARGE = noise(17 * CHUNK + 5)
 """More than one part."""
-FEW = QUICK.model_copy(update={"retries": 1})
+FEW = PATIENT.model_copy(update={"retries": 1})
 
 
 def other(data: bytes, more: int) -> bytes:

@@ -16,7 +16,7 @@ from glimpse.tasks import ChecksumFile, HttpOrigin, Signature, Verification
 from glimpse.testing import faults
 from glimpse.testing.bodies import noise
 from glimpse.testing.faults import Reply, Server
-from glimpse.testing.workbench import KEY, QUICK, Told, Workbench
+from glimpse.testing.workbench import IMPATIENT, KEY, PATIENT, Told, Workbench
 
 DATA = noise(CHUNK + 17)
 SHA256, SHA512, MD5 = (hashlib.new(name, DATA).hexdigest() for name in ("sha256", "sha512", "md5"))
@@ -210,7 +210,7 @@ def test_a_bad_checksum_file(publisher: Publisher, name: str) -> None:
     """Each ends with its reason before the image is asked for."""
     reply, reason, message = BAD[name]
     publisher.web.serve("/SUMS", reply)
-    publisher.fails(reason, message)
+    publisher.fails(reason, message, transfers=IMPATIENT if name == "silent" else PATIENT)
 
 
 def test_a_file_of_just_the_largest_size(publisher: Publisher) -> None:
@@ -286,7 +286,7 @@ def test_a_cancelled_fetch(publisher: Publisher) -> None:
 
     thread = threading.Thread(target=cancel)
     thread.start()
-    publisher.fails("WorkerLost", "", transfers=QUICK.model_copy(update={"idle_timeout": 3600.0}))
+    publisher.fails("WorkerLost", "", transfers=PATIENT.model_copy(update={"idle_timeout": 3600.0}))
     thread.join()
 
 

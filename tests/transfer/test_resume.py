@@ -25,13 +25,13 @@ from glimpse.streams import AHEAD, CHUNK
 from glimpse.tasks import EVENT, Done, Fetch, HttpOrigin, StoreRef
 from glimpse.testing.bodies import noise
 from glimpse.testing.faults import Reply, Server
-from glimpse.testing.workbench import KEY, LOOPBACK, QUICK, Told, Workbench
+from glimpse.testing.workbench import KEY, LOOPBACK, PATIENT, Told, Workbench
 from servers import wait_until
 
 DATA = noise(10 * CHUNK + 17)
 OTHER = noise(len(DATA), seed=5)
 SHA256 = hashlib.sha256(DATA).hexdigest()
-ONCE = QUICK.model_copy(update={"retries": 0})
+ONCE = PATIENT.model_copy(update={"retries": 0})
 """A transfer that bears no break ends as it would after many."""
 ETAG = {"ETag": '"v1"'}
 AT = 8 * CHUNK
@@ -180,7 +180,7 @@ def test_a_cancelled_fetch_is_gone_on_with(bench: Workbench, web: Server) -> Non
 
     thread = threading.Thread(target=cancel)
     thread.start()
-    patient = QUICK.model_copy(update={"idle_timeout": 3600.0})
+    patient = PATIENT.model_copy(update={"idle_timeout": 3600.0})
     assert bench.fetch(web.url("/a"), (bench.store("a"),), transfers=patient).reason == "WorkerLost"
     thread.join()
     bench.cancelled.clear()

@@ -23,7 +23,7 @@ from glimpse.testing import faults
 from glimpse.testing.bodies import noise
 from glimpse.testing.faults import Reply, Server
 from glimpse.testing.proxies import Http, Manner, Socks5
-from glimpse.testing.workbench import LOOPBACK, QUICK, Told, Workbench
+from glimpse.testing.workbench import LOOPBACK, PATIENT, Told, Workbench
 
 DATA = noise(CHUNK)
 LOGIN = {"username": "sentinel-user", "password": "sentinel-password"}
@@ -79,7 +79,7 @@ class Scene:
             place: {key: SecretStr(value) for key, value in self.origin[place].items()}
             for place in ("secret", "headers", "certificate", "proxy")
         }
-        options = {"addresses": LOOPBACK, "transfers": QUICK, **self.settings}
+        options = {"addresses": LOOPBACK, "transfers": PATIENT, **self.settings}
         return Fetch(
             attempt="a1",
             record=self.bench.record(),

@@ -156,6 +156,8 @@ class Line:
                 answer.keep = not last
                 began = time.monotonic()
                 if chunk := answer.read(min(n, stop - at)):
+                    if answer.stop is None and answer.at == self._remote.size and answer.read(1):
+                        raise SourceChanged(f"{answer.name}: the file is longer now than it was")
                     self._mirrors.count(self._remote, len(chunk), time.monotonic() - began)
                     return chunk
                 if stop == REST and answer.at == at and answer.last:

@@ -90,6 +90,11 @@ class Remote:
         """What it answered does not go together: one answer alone may be of use."""
         self._answered = False
 
+    @property
+    def size(self) -> int | None:
+        """Bytes of the file, as far as is known."""
+        return self.version.size if self.version else None
+
     def ask(self, start: int, stop: int = REST) -> Answer:
         """The bytes from `start`, up to `stop` at most: a part (206), or the whole (200) whatever was asked for.
 

@@ -15,7 +15,9 @@ from glimpse.tasks import EVENT, Answer, Event, Fetch, HttpOrigin, Record, Store
 from glimpse.transfer import do
 
 LOOPBACK: Final = Addresses.model_validate({"allow": ["127.0.0.0/8"]})
-QUICK: Final = Transfers(connect_timeout=5, idle_timeout=0.5)
+PATIENT: Final = Transfers(connect_timeout=5, idle_timeout=20)
+IMPATIENT: Final = PATIENT.model_copy(update={"idle_timeout": 0.5})
+"""For servers that fall silent."""
 UID: Final = "6f1c0000-0000-4000-8000-000000000001"
 KEY: Final = f"{UID}-1"
 """Of the record that is made where none is given."""
@@ -106,7 +108,7 @@ class Workbench:
     def fetch(self, urls: str | tuple[str, ...], stores: tuple[StoreRef, ...], **more: Any) -> Told:
         """Fetch from these mirrors into these stores."""
         origin = HttpOrigin(urls=(urls,) if isinstance(urls, str) else urls)
-        options = {"record": self.record(), "origin": origin, "limit": 1 << 40, "transfers": QUICK, **more}
+        options = {"record": self.record(), "origin": origin, "limit": 1 << 40, "transfers": PATIENT, **more}
         return self.do(Fetch(attempt="a1", stores=stores, addresses=LOOPBACK, **options))
 
     def do(self, task: Task) -> Told:
