@@ -24,6 +24,7 @@ from urllib.parse import urlsplit
 
 import shapes
 import transfers
+from gateway import HEADING
 from rich.console import Console
 
 from servers import ROOT, tool
@@ -326,7 +327,8 @@ def main() -> int:
     page = bench.page()
     console.print(page, markup=False)
     if not arguments.dry:
-        PAGE.write_text(page)
+        kept = PAGE.read_text().partition(HEADING)
+        PAGE.write_text(page + "".join(("\n", *kept[1:]) if kept[1] else ""))
     return 0
 
 
