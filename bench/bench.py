@@ -24,9 +24,9 @@ from urllib.parse import urlsplit
 
 import shapes
 import transfers
-from gateway import HEADING
 from rich.console import Console
 
+from gateway import HEADING
 from servers import ROOT, tool
 from servers.glimpse import Glimpse
 from servers.kube import Cluster, Kube, Object

@@ -1,6 +1,6 @@
 """Measures the gateway side by side with nginx, in one run, and writes its table into docs/performance.md.
 
-`make bench gateway`. Downloads come from a store's files, of which nginx serves the very same (hard links), so that both
+`make bench gateway`. Downloads come from a store's files, of which nginx serves the very same (hard links), so both
 find them alike in the page cache; the crowd of clients is a process of its own (`load.py`).
 """
 
@@ -25,7 +25,7 @@ from load import Load, Result
 from servers import ROOT, tool, wait_until
 from servers.glimpse import Glimpse
 from servers.kube import Cluster, Kube
-from servers.shelf import Content, Shelf, Shown
+from servers.shelf import Shelf, Shown
 from servers.web import Site, Web
 
 PAGE: Final = ROOT / "docs" / "performance.md"

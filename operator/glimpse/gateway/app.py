@@ -22,7 +22,7 @@ from glimpse.gateway.access import Access
 from glimpse.gateway.admission import Admission
 from glimpse.gateway.catalog import Catalog
 from glimpse.gateway.copies import Threads
-from glimpse.gateway.door import Closed, Door, Room, listen, spare
+from glimpse.gateway.door import Door, Place, Room, listen, spare
 from glimpse.gateway.download import Downloads
 from glimpse.gateway.events import Events
 from glimpse.gateway.keys import Keys
@@ -142,9 +142,9 @@ async def serve(settings: Settings, kube: Kube) -> AsyncIterator[tuple[str, int]
 class _Connection(web.RequestHandler):
     """One connection: knows since when a request is owed, and answers what is not HTTP as everything else."""
 
-    __slots__ = ("_closed", "owed_since")
+    __slots__ = ("owed_since", "place")
 
-    def __init__(self, server: web.Server, closed: Closed) -> None:
+    def __init__(self, server: web.Server, place: Place) -> None:
         super().__init__(
             server,
             loop=asyncio.get_running_loop(),
@@ -156,12 +156,12 @@ class _Connection(web.RequestHandler):
             max_headers=LINES,
             auto_decompress=False,  # nobody asks for it, and a small body could become a large one
         )
-        self._closed = closed
+        self.place = place
         self.owed_since: float | None = time.monotonic()
 
     def connection_lost(self, exc: BaseException | None) -> None:
-        """Give the slot back."""
-        self._closed()
+        """Give the place back."""
+        self.place.close()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -215,6 +215,8 @@ def _answering(meters: Meters) -> Middleware:
     async def answer(request: web.Request, handler: Handler) -> web.StreamResponse:
         if isinstance(request.protocol, _Connection):
             request.protocol.owed_since = None
+            if request.protocol.place.beyond:
+                handler = _beyond(request.protocol.place, handler)
         began, code = time.monotonic(), 0
         meters.active.inc()
         try:
@@ -229,6 +231,22 @@ def _answering(meters: Meters) -> Middleware:
             path = request.rel_url.raw_path
             level = logging.DEBUG if path in PROBES else logging.INFO
             log.log(level, "%s %s %s %d %.3f s", request.remote, request.method, path[:SHOWN], code, seconds)
+
+    return answer
+
+
+def _beyond(place: Place, handler: Handler) -> Handler:
+    """The handler of a request for which there is no room: a probe gets its answer, all else is refused."""
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        place.probed = request.rel_url.raw_path in PROBES
+        if place.probed:
+            response = await handler(request)
+        else:
+            whose = "from your address" if place.beyond == "client" else "here"
+            response = refuse(503, f"Too many connections {whose} are open; come back later.", {"Retry-After": "5"})
+        response.force_close()
+        return response
 
     return answer
 
