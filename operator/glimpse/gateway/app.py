@@ -18,6 +18,7 @@ from aiohttp.typedefs import Handler, Middleware
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from glimpse import logs
+from glimpse.gateway import openapi
 from glimpse.gateway.access import Access
 from glimpse.gateway.admission import Admission
 from glimpse.gateway.catalog import Catalog
@@ -106,6 +107,7 @@ async def serve(settings: Settings, kube: Kube) -> AsyncIterator[tuple[str, int]
     app.add_routes(events.routes())
     app.on_shutdown.append(events.close)
     app.add_routes(_probes(catalog, meters))
+    app.add_routes(openapi.routes(app, settings.gateway_url))
     app.on_response_prepare.append(_sign)
     runner = web.AppRunner(app, shutdown_timeout=settings.gateway_drain)
     await runner.setup()

@@ -10,6 +10,7 @@ from typing import Final
 
 from aiohttp import web
 
+PROBLEM: Final = "application/problem+json"
 NOT_FOUND: Final = "There is no such image, or you may not download it."
 """The same words for what is not there and for what the caller may not see."""
 LATER: Final = 5
@@ -39,7 +40,7 @@ def refuse(status: int, detail: str, headers: Mapping[str, str] | None = None) -
     response = web.Response(
         status=status,
         body=json.dumps(body).encode() + b"\n",
-        content_type="application/problem+json",
+        content_type=PROBLEM,
         headers=headers,
     )
     response.headers["Cache-Control"] = "no-store"
