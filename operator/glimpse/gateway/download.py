@@ -19,6 +19,7 @@ from glimpse.gateway.meters import Meters
 from glimpse.gateway.parts import Body, Rest, body
 from glimpse.gateway.paths import CHECKSUMS, REVISION, SERVED, Asked
 from glimpse.gateway.ranges import Span, Unsatisfiable, parse_ranges, precondition, range_applies
+from glimpse.gateway.redirect import Redirects
 from glimpse.gateway.refusals import LATER, NOT_FOUND, Refusal
 from glimpse.problems import DataLost, NotFound, Problem
 from glimpse.storeref import told
@@ -33,8 +34,11 @@ MAX_AGE: Final = 86_400
 class Downloads:
     """The handlers of all download links."""
 
-    def __init__(self, catalog: Catalog, admission: Admission, threads: Threads, meters: Meters) -> None:
+    def __init__(
+        self, catalog: Catalog, admission: Admission, threads: Threads, meters: Meters, redirects: Redirects
+    ) -> None:
         self._catalog, self._admission, self._threads, self._meters = catalog, admission, threads, meters
+        self._redirects = redirects
 
     def routes(self) -> list[web.RouteDef]:
         """GET and HEAD of the served revision and of each one, with their checksum files."""
@@ -47,16 +51,17 @@ class Downloads:
         return await self._image(request, asked, entry, revision)
 
     async def _image(self, request: web.Request, asked: Asked, entry: Entry, revision: Revision) -> web.StreamResponse:
-        headers = _headers(revision, asked)
+        headers = _cached(revision, asked)
         outcome = precondition(lambda name: _joined(request, name), headers["ETag"], revision.stored_at)
         if outcome is HTTPStatus.NOT_MODIFIED:
-            kept = {
-                name: headers[name] for name in ("ETag", "Last-Modified", "Cache-Control", "X-Content-Type-Options")
-            }
-            return web.Response(status=outcome, headers=kept)
+            return web.Response(status=outcome, headers=headers)
         if outcome:
             raise Refusal(outcome, "The image is not, or no longer, the one that your precondition names.")
+        file = _file(revision, asked)
+        if elsewhere := await self._redirects.find(request, entry, revision, file):
+            return elsewhere
         content = body(_spans(request, headers["ETag"], entry, revision), revision.size)
+        headers |= {"Content-Disposition": f'attachment; filename="{file}"', "Accept-Ranges": "bytes"}
         headers |= content.headers
         headers |= _digests(request, revision, content)
         response = web.StreamResponse(status=content.status, headers=headers)
@@ -132,12 +137,10 @@ def _told(store: Store, entry: Entry, revision: Revision) -> Store:
     return store.knowing(*known) if known else store
 
 
-def _headers(revision: Revision, asked: Asked) -> dict[str, str]:
+def _file(revision: Revision, asked: Asked) -> str:
+    """The name to save an image under."""
     suffix = f".{revision.disk_format}"
-    return _cached(revision, asked) | {
-        "Accept-Ranges": "bytes",
-        "Content-Disposition": f'attachment; filename="{asked.name.removesuffix(suffix)}{suffix}"',
-    }
+    return asked.name.removesuffix(suffix) + suffix
 
 
 def _digests(request: web.Request, revision: Revision, content: Body) -> dict[str, str]:
