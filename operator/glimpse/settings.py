@@ -226,6 +226,9 @@ class Settings(BaseSettings):
     """Seconds that running downloads get to come to their end when the gateway is stopped."""
     gateway_anonymous: bool = False
     """Let those who send no token download images with `visibility: public`."""
+    gateway_redirect: Literal["off", "asked", "always"] = "off"
+    """Whether the gateway may send a download to the store's own server, where its ImageStore has a `publicEndpoint`:
+    `asked`: if the client says `?redirect=true`; `always`: unless he says `?redirect=false`."""
     progress_interval: float = Field(default=5.0, gt=0)
     """Seconds between two writes of a transfer's progress to status, at least."""
     secret_interval: float = Field(default=60.0, gt=0)

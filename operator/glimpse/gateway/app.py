@@ -31,6 +31,7 @@ from glimpse.gateway.linking import Linking
 from glimpse.gateway.links import Links
 from glimpse.gateway.listing import Listing
 from glimpse.gateway.meters import Meters
+from glimpse.gateway.redirect import Redirects
 from glimpse.gateway.refusals import Refusal, refuse
 from glimpse.gateway.tls import Certificate
 from glimpse.gateway.upload import Upload
@@ -97,7 +98,9 @@ async def serve(settings: Settings, kube: Kube) -> AsyncIterator[tuple[str, int]
     keys = Keys(kube, settings.namespace, silence=settings.silence)
     links = Links(keys, settings.gateway_url, settings.links.maximum)
     admission = Admission(catalog, access, links, anonymous=settings.gateway_anonymous)
-    app.add_routes(Downloads(catalog, admission, threads, meters).routes())
+    secure = settings.gateway_url.startswith("https:")
+    redirects = Redirects(catalog.places, threads, meters, settings.gateway_redirect, secure=secure)
+    app.add_routes(Downloads(catalog, admission, threads, meters, redirects).routes())
     upload = Upload(settings, kube, catalog, access, admission)
     app.add_routes(upload.routes())
     app.on_cleanup.append(upload.close)

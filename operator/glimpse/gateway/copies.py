@@ -10,7 +10,7 @@ import io
 import os
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import asynccontextmanager, suppress
+from contextlib import AbstractContextManager, asynccontextmanager, nullcontext, suppress
 from typing import Final, NamedTuple, ParamSpec, Protocol, TypeVar
 
 from aiohttp import web
@@ -18,7 +18,7 @@ from aiohttp import web
 from glimpse.gateway.ranges import Span
 from glimpse.problems import DataLost, StoreUnavailable
 from glimpse.stores import Store
-from glimpse.streams import CHUNK
+from glimpse.streams import CHUNK, Reader
 
 OPENING: Final = 10.0
 """Seconds that a store may take to open an object before it counts as unavailable."""
@@ -37,8 +37,8 @@ Count = Callable[[int], None]
 """Told of bytes that were sent."""
 
 
-class Part(NamedTuple):
-    """What is to be read."""
+class Wanted(NamedTuple):
+    """The object that is to be read."""
 
     key: str
     """The object."""
@@ -46,15 +46,13 @@ class Part(NamedTuple):
     """The bytes that it must have in all."""
     digest: str
     """The digest that its record must name, if it has one."""
-    span: Span
-    """The part of it that is sent."""
 
 
 class Copy(Protocol):
     """One opened object."""
 
-    async def send(self, request: web.Request, response: web.StreamResponse, count: Count) -> None:
-        """Send the part that was asked for, all of it; `count` is told of each byte that has gone.
+    async def send(self, request: web.Request, response: web.StreamResponse, span: Span, count: Count) -> None:
+        """Send a part of it, all of that; `count` is told of each byte that has gone.
 
         Raises Problem if the store fails: what is left may come from another copy. Raises OSError if the client does.
         """
@@ -91,19 +89,20 @@ class Threads:
             raise
 
     @asynccontextmanager
-    async def open(self, store: Store, part: Part) -> AsyncIterator[Copy]:
-        """Open an object, as a file where the store has files.
+    async def open(self, store: Store, wanted: Wanted, first: Span) -> AsyncIterator[Copy]:
+        """Open an object, as a file where the store has files; the part `first` of it will be sent first.
 
         Raises NotFound, DataLost (it is another than the catalogue says), StoreUnavailable, also after 10 s.
         """
-        future = self.submit(store.name, _open, self, store, part)
+        future = self.submit(store.name, _open, self, store, wanted, first)
         try:
             async with asyncio.timeout(OPENING):
                 copy = await asyncio.shield(asyncio.wrap_future(future))
         except (TimeoutError, asyncio.CancelledError) as error:
             future.add_done_callback(_close_late)
             if isinstance(error, TimeoutError):
-                raise StoreUnavailable(f"store {store.name} did not open {part.key} within {OPENING:.0f} s") from error
+                late = f"store {store.name} did not open {wanted.key} within {OPENING:.0f} s"
+                raise StoreUnavailable(late) from error
             raise
         try:
             yield copy
@@ -114,19 +113,23 @@ class Threads:
                 await self.run(store.name, copy.close)
 
 
-def _open(threads: Threads, store: Store, part: Part) -> "_File | _Stream":
-    fd = store.open(part.key)
-    copy = _Stream(threads, store, part) if fd is None else _File(threads, store, part, fd)
+def _open(threads: Threads, store: Store, wanted: Wanted, first: Span) -> "_File | _Stream":
+    fd = store.open(wanted.key)
+    copy = _Stream(threads, store, wanted, first) if fd is None else _File(threads, store, wanted, fd)
     try:
-        found = store.stat(part.key)
-        size = found.size if fd is None else os.fstat(fd).st_size
-        digest = found.record.digest if found.record else ""
-        if size != part.size or (digest and digest != part.digest):
-            raise DataLost(f"store {store.name} holds another object as {part.key} than status says")  # noqa: TRY301 - closes
+        look(store, wanted, None if fd is None else os.fstat(fd).st_size)
     except BaseException:
         copy.close()
         raise
     return copy
+
+
+def look(store: Store, wanted: Wanted, size: int | None = None) -> None:
+    """See that a store has what is wanted, `size` bytes of it if that is known; blocking. Raises NotFound, DataLost."""
+    found = store.stat(wanted.key)
+    digest = found.record.digest if found.record else ""
+    if (found.size if size is None else size) != wanted.size or (digest and digest != wanted.digest):
+        raise DataLost(f"store {store.name} holds another object as {wanted.key} than status says")
 
 
 def _close_late(opened: "Future[_File | _Stream]") -> None:
@@ -138,14 +141,14 @@ def _close_late(opened: "Future[_File | _Stream]") -> None:
 class _File:
     """An object that is a file."""
 
-    def __init__(self, threads: Threads, store: Store, part: Part, fd: int) -> None:
-        self._threads, self._store, self._part = threads, store, part
+    def __init__(self, threads: Threads, store: Store, wanted: Wanted, fd: int) -> None:
+        self._threads, self._store, self._wanted = threads, store, wanted
         self._file = io.FileIO(fd, "rb")
         self._state = _written(fd)
 
-    async def send(self, request: web.Request, response: web.StreamResponse, count: Count) -> None:
+    async def send(self, request: web.Request, response: web.StreamResponse, span: Span, count: Count) -> None:
         loop, fd, store = asyncio.get_running_loop(), self._file.fileno(), self._store.name
-        position, length = self._part.span
+        position, length = span
         end, window = position + length, WINDOW
         while position < end:
             size = min(window, end - position)
@@ -153,7 +156,7 @@ class _File:
                 await self._threads.run(store, fetch, fd, position, size)
             if position + size == end and _written(fd) != self._state:
                 # what is registered can be written to by others: the end is not given to what began as something else
-                raise DataLost(f"object {self._part.key} in store {store} was changed while it was read")
+                raise DataLost(f"object {self._wanted.key} in store {store} was changed while it was read")
             if request.transport is None:
                 raise ConnectionResetError
             os.lseek(fd, position, os.SEEK_SET)
@@ -172,7 +175,7 @@ class _File:
                 raise StoreUnavailable(f"store {store}: {error.strerror}") from error
             count(sent)
             if sent < size or not sent:
-                raise DataLost(f"object {self._part.key} in store {store} became shorter while it was read")
+                raise DataLost(f"object {self._wanted.key} in store {store} became shorter while it was read")
             position += sent
 
     def _read(self, size: int, position: int) -> bytes:
@@ -215,24 +218,35 @@ def fetch(fd: int, start: int, length: int) -> None:
 
 
 class _Stream:
-    """An object that is pulled out of its store."""
+    """An object that is pulled out of its store, one part after the other."""
 
-    def __init__(self, threads: Threads, store: Store, part: Part) -> None:
-        self._threads, self._store, self._part = threads, store, part
-        self._context = store.get(part.key, part.span.start, part.span.length)
+    def __init__(self, threads: Threads, store: Store, wanted: Wanted, first: Span) -> None:
+        self._threads, self._store, self._wanted = threads, store, wanted
+        self._context: AbstractContextManager[Reader] = store.get(wanted.key, first.start, first.length)
+        self._opened = first
         self._reader = self._context.__enter__()
 
-    async def send(self, request: web.Request, response: web.StreamResponse, count: Count) -> None:
-        left = self._part.span.length
+    async def send(self, request: web.Request, response: web.StreamResponse, span: Span, count: Count) -> None:
+        if span.length and span != self._opened:
+            await self._threads.run(self._store.name, self._turn, span)
+        left = span.length
         while left:
             if request.transport is None:
                 raise ConnectionResetError
             chunk = await self._threads.run(self._store.name, self._reader.read, min(left, CHUNK))
             if not chunk:
-                raise DataLost(f"object {self._part.key} in store {self._store.name} ends {left} bytes early")
+                raise DataLost(f"object {self._wanted.key} in store {self._store.name} ends {left} bytes early")
             await response.write(chunk)
             count(len(chunk))
             left -= len(chunk)
+
+    def _turn(self, span: Span) -> None:
+        """To another part."""
+        self._context.__exit__(None, None, None)
+        self._context, self._opened = nullcontext(self._reader), span  # if there is none, there is nothing to close
+        context = self._store.get(self._wanted.key, span.start, span.length)
+        self._reader = context.__enter__()
+        self._context = context
 
     def close(self) -> None:
         self._context.__exit__(None, None, None)
