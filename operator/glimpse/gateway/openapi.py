@@ -156,12 +156,14 @@ _CONDITIONS: Final = (
     _header("If-Match", "Only if the ETag is one of these."),
     _header("If-None-Match", "Only if the ETag is none of these."),
 )
-_DATES: Final = (
+_WISHES: Final = (
     _header("If-Modified-Since", "Only if it was stored later."),
     _header("If-Unmodified-Since", "Only if it was not stored later."),
+    _header("Want-Repr-Digest", "Digests of the whole that are wanted (RFC 9530)."),
+    _header("Want-Content-Digest", "Digests of what is sent that are wanted."),
 )
 _RANGES: Final = (
-    _header("Range", "One range of bytes; with several the whole is sent.", examples=["bytes=0-499", "bytes=-500"]),
+    _header("Range", "Ranges of bytes.", examples=["bytes=0-499", "bytes=-500"]),
     _header("If-Range", "The range counts only if this is the ETag or the date; else the whole is sent."),
 )
 _UID: Final = _query("uid", "The Image's uid, as in `status.artifact.url`.", {"type": "string"})
@@ -176,8 +178,10 @@ _FILE: Final = {
         "A part of them.", "application/octet-stream", headers=_BYTES | {"Content-Range": "Which, of how many."}
     ),
     304: _answer("They are what the client has.", headers=_BYTES),
+    307: _answer("The store's own server has them.", headers={"Location": "Where, for a moment."}),
 }
 _FILE[200]["content"]["text/plain"] = {"schema": {"type": "string"}}
+_FILE[206]["content"]["multipart/byteranges"] = {"schema": {"type": "string"}}
 _FRESH: Final = {"Cache-Control": "no-store"}
 _DENIED: Final = (401, 403, 404, 429, 503)
 _FILTERED: Final = (
@@ -206,7 +210,7 @@ _SAID: Final[Mapping[tuple[str, str], Said]] = {
         "The revision that is served",
         _FILE,
         (*_DENIED, 412, 416),
-        (*_CONDITIONS, *_DATES, *_RANGES),
+        (*_CONDITIONS, *_WISHES, *_RANGES),
         words=_NAMES,
     ),
     ("GET", _REVISION): Said(
@@ -217,7 +221,7 @@ _SAID: Final[Mapping[tuple[str, str], Said]] = {
             _UID,
             *(_query(name, "Of a signed link.", {"type": "string"}) for name in ("expires", "key")),
             *_CONDITIONS,
-            *_DATES,
+            *_WISHES,
             *_RANGES,
         ),
         (*_TOKEN, *_LINK),
