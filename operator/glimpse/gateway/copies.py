@@ -28,6 +28,8 @@ SAMPLE: Final = 256 << 10
 """Bytes between two samples that tell whether a window is in memory; the kernel reads ahead in about such steps."""
 DISK: Final = frozenset({errno.EIO, errno.ESTALE, errno.EREMOTEIO, errno.EBADMSG, errno.ENODATA})
 """What a file says, and no socket."""
+SEEN: Final = 10_000
+"""Files that are remembered."""
 THREADS: Final = 16
 """Reads from one store at once."""
 
@@ -66,6 +68,8 @@ class Threads:
 
     def __init__(self) -> None:
         self._pools: dict[str, ThreadPoolExecutor] = {}
+        self.seen: dict[object, None] = {}
+        """Files that were found to be what is wanted, as they were then."""
 
     def close(self) -> None:
         """Take no more calls; those that hang end with the process."""
@@ -117,11 +121,24 @@ def _open(threads: Threads, store: Store, wanted: Wanted, first: Span) -> "_File
     fd = store.open(wanted.key)
     copy = _Stream(threads, store, wanted, first) if fd is None else _File(threads, store, wanted, fd)
     try:
-        look(store, wanted, None if fd is None else os.fstat(fd).st_size)
+        if fd is None:
+            look(store, wanted)
+        else:
+            _look_once(threads.seen, store, wanted, os.fstat(fd))
     except BaseException:
         copy.close()
         raise
     return copy
+
+
+def _look_once(seen: dict[object, None], store: Store, wanted: Wanted, state: os.stat_result) -> None:
+    """As `look`, but a file that has not changed since is what it was."""
+    file = (store.name, wanted, state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns)
+    if file not in seen:
+        look(store, wanted, state.st_size)
+        if len(seen) >= SEEN:
+            seen.clear()
+        seen[file] = None
 
 
 def look(store: Store, wanted: Wanted, size: int | None = None) -> None:
@@ -150,6 +167,7 @@ class _File:
         loop, fd, store = asyncio.get_running_loop(), self._file.fileno(), self._store.name
         position, length = span
         end, window = position + length, WINDOW
+        begun = False
         while position < end:
             size = min(window, end - position)
             if not cached(fd, position, size):
@@ -161,6 +179,12 @@ class _File:
                 raise ConnectionResetError
             os.lseek(fd, position, os.SEEK_SET)
             try:
+                # a small image goes into an empty socket at once; only once, as others want their turn
+                if not begun and (took := _at_once(request.transport, fd, position, size)):
+                    begun = True
+                    count(took)
+                    position += took
+                    continue
                 sent = await loop.sendfile(request.transport, self._file, position, size, fallback=False)
             except (asyncio.SendfileNotAvailableError, RuntimeError):
                 # TLS, a file system without it, or a client who is gone, which the write will say
@@ -186,6 +210,16 @@ class _File:
 
     def close(self) -> None:
         self._file.close()
+
+
+def _at_once(transport: asyncio.Transport, fd: int, position: int, size: int) -> int:
+    """How many bytes of a file the client's socket takes without waiting; 0 if that cannot be. Raises OSError."""
+    if transport.get_write_buffer_size() or transport.is_closing() or transport.get_extra_info("sslcontext"):
+        return 0
+    try:
+        return os.sendfile(transport.get_extra_info("socket").fileno(), fd, position, size)
+    except BlockingIOError:
+        return 0
 
 
 def _written(fd: int) -> tuple[int, int]:

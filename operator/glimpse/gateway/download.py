@@ -5,6 +5,7 @@ whole one.
 """
 
 import logging
+from contextlib import aclosing
 from email.utils import format_datetime
 from http import HTTPStatus
 from typing import Final
@@ -81,28 +82,29 @@ class Downloads:
         """
         wanted = Wanted(entry.key(revision), revision.size, revision.digest)
         rest = Rest(content.pieces)
-        async for found in self._catalog.places.copies(revision.stores):
-            if not rest:
-                break
-            store = _told(found, entry, revision)
-            try:
-                async with self._threads.open(store, wanted, rest.span) as copy:
-                    if not response.prepared:
-                        await response.prepare(request)
-                    if request.method == "HEAD":
+        async with aclosing(self._catalog.places.copies(revision.stores)) as copies:
+            async for found in copies:
+                if not rest:
+                    break
+                store = _told(found, entry, revision)
+                try:
+                    async with self._threads.open(store, wanted, rest.span) as copy:
+                        if not response.prepared:
+                            await response.prepare(request)
+                        if request.method == "HEAD":
+                            return True
+                        await self._forward(request, response, copy, rest, store.name)
                         return True
-                    await self._forward(request, response, copy, rest, store.name)
-                    return True
-            except NotFound:
-                log.info("store %s does not hold %s", store.name, wanted.key)
-            except Problem as problem:
-                self._catalog.places.renew(store.name)  # its credentials may have been changed
-                log.warning("%s cannot be read: %s: %s", wanted.key, problem.reason, problem.message)
-                if rest.sent and store is not found and isinstance(problem, DataLost):
-                    break  # others write there, and may have done so before what was sent already
-            except OSError as error:
-                log.info("the download of %s broke off: %r", wanted.key, error)
-                break
+                except NotFound:
+                    log.info("store %s does not hold %s", store.name, wanted.key)
+                except Problem as problem:
+                    self._catalog.places.renew(store.name)  # its credentials may have been changed
+                    log.warning("%s cannot be read: %s: %s", wanted.key, problem.reason, problem.message)
+                    if rest.sent and store is not found and isinstance(problem, DataLost):
+                        break  # others write there, and may have done so before what was sent already
+                except OSError as error:
+                    log.info("the download of %s broke off: %r", wanted.key, error)
+                    break
         if rest and response.prepared:
             _cut(request, response)
         return response.prepared
