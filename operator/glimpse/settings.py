@@ -210,7 +210,7 @@ class Settings(BaseSettings):
     """The file with its key (PEM, without a password); in a Secret of the type `kubernetes.io/tls` they are `tls.crt`
     and `tls.key`."""
     gateway_connections: int = Field(default=4096, ge=1)
-    """Connections that the gateway has open at once, at most; half of the files that the process may open
+    """Connections that the gateway has open at once, at most; two in five of the files that the process may open
     (RLIMIT_NOFILE) if that is less."""
     gateway_client_connections: int = Field(default=256, ge=0)
     """Connections of one client address (of IPv6: one /64) at once. 0: any number, for a gateway whose clients all

@@ -138,15 +138,15 @@ def test_every_end_gives_the_place_back(tight: str) -> None:
 
 @pytest.mark.parametrize(
     ("limits", "left"),
-    [((256, 512), (256, 512)), ((256, 4096), (1000, 2000)), ((4096, 4096), (1000, 4096))],
+    [((256, 512), (204, 51, 512)), ((256, 4096), (1000, 250, 2500)), ((4096, 4096), (1000, 409, 4096))],
     ids=["too low", "raised", "enough"],
 )
-def test_half_of_the_descriptors(limits: tuple[int, int], left: tuple[int, int]) -> None:
-    """Connections get half of the descriptors at most; the soft limit is raised as far as they need."""
+def test_descriptors_are_shared_out(limits: tuple[int, int], left: tuple[int, int, int]) -> None:
+    """Connections get two in five at most, files that rest one in ten; the soft limit is raised as far as they need."""
     code = (
         "import resource; from glimpse.gateway.door import spare;"
         f"resource.setrlimit(resource.RLIMIT_NOFILE, {limits});"
-        "print(spare(1000), resource.getrlimit(resource.RLIMIT_NOFILE)[0])"
+        "print(*spare(1000), resource.getrlimit(resource.RLIMIT_NOFILE)[0])"
     )
     args = [sys.executable, "-P", "-c", code]
     done = subprocess.run(args, capture_output=True, text=True, timeout=30, check=True, cwd=Path("/"))

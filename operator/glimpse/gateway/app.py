@@ -90,7 +90,8 @@ async def serve(settings: Settings, kube: Kube) -> AsyncIterator[tuple[str, int]
     """A gateway that serves at this address until the end, then lets downloads finish for `gateway_drain` seconds."""
     files = settings.gateway_tls_certificate, settings.gateway_tls_key
     certificate = Certificate(files[0], files[1]) if files[0] and files[1] else None
-    meters, threads = Meters(), Threads()
+    connections, resting = spare(settings.gateway_connections)
+    meters, threads = Meters(), Threads(resting)
     catalog = Catalog(kube, settings.namespace, silence=settings.silence)
     meters.images.set_function(lambda: len(catalog))
     app = web.Application(middlewares=[_answering(meters)])
@@ -119,7 +120,7 @@ async def serve(settings: Settings, kube: Kube) -> AsyncIterator[tuple[str, int]
     door = Door(
         listening,
         partial(_Connection, runner.server),
-        Room(spare(settings.gateway_connections), settings.gateway_client_connections),
+        Room(connections, settings.gateway_client_connections),
         meters,
         idle=settings.gateway_idle,
         certificate=certificate,

@@ -8,9 +8,9 @@ import asyncio
 import errno
 import io
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, asynccontextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, nullcontext, suppress
 from typing import Final, NamedTuple, ParamSpec, Protocol, TypeVar
 
 from aiohttp import web
@@ -28,6 +28,8 @@ SAMPLE: Final = 256 << 10
 """Bytes between two samples that tell whether a window is in memory; the kernel reads ahead in about such steps."""
 DISK: Final = frozenset({errno.EIO, errno.ESTALE, errno.EREMOTEIO, errno.EBADMSG, errno.ENODATA})
 """What a file says, and no socket."""
+REST: Final = 2.0
+"""Seconds that a file stays open after it was read."""
 SEEN: Final = 10_000
 """Files that are remembered."""
 THREADS: Final = 16
@@ -66,13 +68,16 @@ class Copy(Protocol):
 class Threads:
     """Where blocking calls run: some threads for each store, so that one that hangs holds up no other."""
 
-    def __init__(self) -> None:
+    def __init__(self, resting: int = 0) -> None:
+        """`resting`: files that may stay open for a moment, for who asks for the next range of them."""
+        self._resting = _Resting(resting)
         self._pools: dict[str, ThreadPoolExecutor] = {}
         self.seen: dict[object, None] = {}
         """Files that were found to be what is wanted, as they were then."""
 
     def close(self) -> None:
         """Take no more calls; those that hang end with the process."""
+        self._resting.close()
         for pool in self._pools.values():
             pool.shutdown(wait=False, cancel_futures=True)
 
@@ -98,6 +103,10 @@ class Threads:
 
         Raises NotFound, DataLost (it is another than the catalogue says), StoreUnavailable, also after 10 s.
         """
+        if known := self._resting.take(store.name, wanted):
+            with self._resting.kept(known, store.name, wanted):
+                yield known
+            return
         future = self.submit(store.name, _open, self, store, wanted, first)
         try:
             async with asyncio.timeout(OPENING):
@@ -108,13 +117,14 @@ class Threads:
                 late = f"store {store.name} did not open {wanted.key} within {OPENING:.0f} s"
                 raise StoreUnavailable(late) from error
             raise
+        if isinstance(copy, _File):
+            with self._resting.kept(copy, store.name, wanted):
+                yield copy
+            return
         try:
             yield copy
         finally:
-            if isinstance(copy, _File):
-                copy.close()  # of a file that was only read: nothing to wait for
-            else:
-                await self.run(store.name, copy.close)
+            await self.run(store.name, copy.close)
 
 
 def _open(threads: Threads, store: Store, wanted: Wanted, first: Span) -> "_File | _Stream":
@@ -208,8 +218,65 @@ class _File:
         except OSError as error:
             raise StoreUnavailable(f"store {self._store.name}: {error.strerror}") from error
 
+    def unchanged(self) -> bool:
+        """Whether it is there as it was when it was opened."""
+        fd = self._file.fileno()
+        return os.fstat(fd).st_nlink > 0 and _written(fd) == self._state
+
     def close(self) -> None:
+        """Of a file that was only read: nothing to wait for."""
         self._file.close()
+
+
+class _Resting:
+    """Files that nobody reads at the moment, open for a while: who reads by small ranges asks for the next one soon."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._files: dict[tuple[str, Wanted], tuple[float, _File]] = {}  # the oldest first
+        self._timer: asyncio.TimerHandle | None = None
+
+    def take(self, store: str, wanted: Wanted) -> _File | None:
+        """One that is still what it was, for the caller alone."""
+        _, file = self._files.pop((store, wanted), (0, None))
+        if file and not file.unchanged():
+            file.close()
+            return None
+        return file
+
+    @contextmanager
+    def kept(self, file: _File, store: str, wanted: Wanted) -> Iterator[None]:
+        """Let it rest after the block, or close it if that fails."""
+        try:
+            yield
+        except BaseException:
+            file.close()
+            raise
+        if (store, wanted) in self._files or not self._most:
+            file.close()
+            return
+        if len(self._files) >= self._most:
+            self._files.pop(next(iter(self._files)))[1].close()
+        loop = asyncio.get_running_loop()
+        self._files[store, wanted] = (loop.time(), file)
+        self._timer = self._timer or loop.call_later(REST, self._tidy)
+
+    def _tidy(self) -> None:
+        loop, self._timer = asyncio.get_running_loop(), None
+        while self._files:
+            key, (since, file) = next(iter(self._files.items()))
+            if since + REST > loop.time():
+                self._timer = loop.call_at(since + REST, self._tidy)
+                return
+            del self._files[key]
+            file.close()
+
+    def close(self) -> None:
+        """All of them."""
+        if self._timer:
+            self._timer.cancel()
+        while self._files:
+            self._files.popitem()[1][1].close()
 
 
 def _at_once(transport: asyncio.Transport, fd: int, position: int, size: int) -> int:

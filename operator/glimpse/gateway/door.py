@@ -86,16 +86,17 @@ def listen(address: str, idle: float) -> socket.socket:
     return listening
 
 
-def spare(wanted: int) -> int:
-    """How many connections of so many there can be: half of all descriptors, the others are for what is sent.
+def spare(wanted: int) -> tuple[int, int]:
+    """How many connections of so many there can be, and how many files may rest.
 
-    The process's limit (RLIMIT_NOFILE) is raised as far as that takes and it may be.
+    Two in five of all descriptors are for connections, as many for what they are sent, and one in ten for files that
+    rest. The process's limit (RLIMIT_NOFILE) is raised as far as that takes and it may be.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft < 2 * wanted:
-        soft = min(2 * wanted, hard)
+    if soft < wanted * 5 // 2:
+        soft = min(wanted * 5 // 2, hard)
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    return min(wanted, soft // 2)
+    return min(wanted, soft * 2 // 5), soft // 10
 
 
 class Door:
