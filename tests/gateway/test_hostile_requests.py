@@ -112,6 +112,18 @@ def test_chunked_garbage(
     assert "Traceback" not in glimpse.processes["gateway"].log.read_text()
 
 
+def test_garbage_after_a_good_beginning(gateway: str, image: Shown, token: str) -> None:
+    """Who reads a body is told at once when what comes is none, and does not wait for the rest; nothing follows."""
+    login = f"Host: x\r\nAuthorization: Bearer {token}\r\nTransfer-Encoding: chunked\r\nExpect: 100-continue\r\n\r\n"
+    with connected(gateway) as connection:
+        connection.sendall(f"POST {image.path}/links HTTP/1.1\r\n{login}".encode())
+        assert connection.recv(100) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        connection.sendall(b"nonsense\r\n" + SECOND)
+        got = everything(connection)
+    assert STATUS.findall(got) == [b"400"], got
+    assert b"The body of this request is malformed." in got
+
+
 @pytest.mark.parametrize(
     "trick",
     [

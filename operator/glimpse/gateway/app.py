@@ -14,6 +14,7 @@ from functools import partial
 from typing import Final
 
 from aiohttp import web
+from aiohttp.http import RawRequestMessage
 from aiohttp.typedefs import Handler, Middleware
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
@@ -171,10 +172,15 @@ class _Connection(web.RequestHandler):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Note when a request begins."""
+        """Note when a request begins, and tell a handler that reads a body when what comes is none."""
         if self.owed_since is None and not self._request_in_progress:
             self.owed_since = time.monotonic()
         super().data_received(data)
+        # the parser's error is a message behind the request: without this the handler would wait for the rest of it
+        if self._current_request and self._messages and not isinstance(self._messages[-1][0], RawRequestMessage):
+            content = self._current_request.content
+            if not content.is_eof():
+                content.set_exception(Refusal(400, "The body of this request is malformed."))
 
     def handle_error(
         self,
@@ -197,7 +203,13 @@ class _Connection(web.RequestHandler):
     async def finish_response(
         self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
     ) -> tuple[web.StreamResponse, bool]:
-        """Give the one answer that does not pass our middleware its form: it repeats what the client has sent."""
+        """Give the one answer that does not pass our middleware its form: it repeats what the client has sent.
+
+        After a malformed body nothing more can be read.
+        """
+        if request.content.exception():
+            resp.force_close()
+            request.content.feed_eof()
         if isinstance(resp, web.HTTPExpectationFailed):
             self.owed_since = None
             resp = refuse(resp.status, "No expectation but 100-continue can be met.")
