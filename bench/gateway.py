@@ -20,6 +20,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
+import trustme
 from load import Load, Result
 
 from servers import ROOT, tool, wait_until
@@ -130,11 +131,29 @@ class Bench:
         return result
 
     def memory(self, large: Shown) -> None:
-        """What 200 clients take, half of them slow."""
-        gateway, pid = self.glimpse.installation.gateway_url, self.glimpse.processes["gateway"].pid
+        """What 200 clients take, half of them slow: by plain HTTP, where files are sent by the kernel, and by TLS."""
+        self.crowded(self.glimpse, large, "")
+        authority, folder = trustme.CA(), self.folder / "tls"
+        folder.mkdir()
+        pair = folder / "pair.pem"
+        authority.cert_pem.write_to_path(str(folder / "ca.pem"))
+        authority.issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(str(pair))
+        files = {"GLIMPSE_GATEWAY_TLS_CERTIFICATE": str(pair), "GLIMPSE_GATEWAY_TLS_KEY": str(pair)}
+        settings = files | {"GLIMPSE_GATEWAY_CLIENT_CONNECTIONS": "0"}
+        secure = Glimpse(folder, cluster=self.cluster, settings=settings, ca=folder / "ca.pem")
+        secure.launch("gateway")
+        try:
+            secure.await_ready("gateway")
+            self.crowded(secure, large, ", by TLS")
+        finally:
+            secure.stop()
+
+    def crowded(self, glimpse: Glimpse, large: Shown, how: str) -> None:
+        """A row of it."""
+        gateway, pid = glimpse.installation.gateway_url, glimpse.processes["gateway"].pid
         Path(f"/proc/{pid}/clear_refs").write_text("5")  # the peak begins anew
         self.crowd([gateway + large.revision()], 200, 2 * self.seconds, slow=100)
-        self.row("memory (RSS) of the gateway with 200 clients, half of them slow", _peak(pid), "", "≤ 150 MB")
+        self.row(f"memory (RSS) of the gateway with 200 clients, half of them slow{how}", _peak(pid), "", "≤ 150 MB")
 
     # --- uploads
 

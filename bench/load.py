@@ -1,12 +1,13 @@
 """A crowd of HTTP clients, as a process of its own: so many connections that each ask again when they have an answer.
 
 It must cost less than what it measures: one thread with epoll, and bodies are dropped by the kernel (tcp(7), MSG_TRUNC)
-and never copied. Reads what to do as JSON from its input (`Load`), writes what came of it as JSON (`Result`).
+and never copied, but with TLS. Reads what to do as JSON from its input (`Load`), and writes what came of it (`Result`).
 """
 
 import json
 import select
 import socket
+import ssl
 import sys
 import time
 from collections.abc import Sequence
@@ -66,6 +67,8 @@ class Client:
         if self.slow:  # what the kernel takes for him is not taken by him
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 << 10)
         self.socket.connect(self._crowd.address)
+        if self._crowd.context:
+            self.socket = self._crowd.context.wrap_socket(self.socket)
         self.socket.setblocking(False)
         if not self.slow:
             self._crowd.poll.register(self.socket, select.EPOLLIN)
@@ -82,8 +85,9 @@ class Client:
             if not self._left:
                 self._begin(self.socket.recv(4096))
                 return
-            got = self.socket.recv_into(self._crowd.nowhere, min(most, self._left), socket.MSG_TRUNC)
-        except BlockingIOError:
+            flags = 0 if self._crowd.context else socket.MSG_TRUNC
+            got = self.socket.recv_into(self._crowd.nowhere, min(most, self._left), flags)
+        except (BlockingIOError, ssl.SSLWantReadError):
             return
         except OSError:
             got = 0
@@ -128,6 +132,10 @@ class Crowd:
         parts = urlsplit(load.urls[0])
         self.load = load
         self.address = (str(parts.hostname), parts.port or 80)
+        self.context = None
+        if parts.scheme == "https":
+            self.context = ssl.create_default_context()
+            self.context.check_hostname, self.context.verify_mode = False, ssl.CERT_NONE  # it is our own, on loopback
         self.requests = cycle([self._request(url) for url in load.urls])
         self.poll = select.epoll()
         self.clients: dict[int, Client] = {}

@@ -53,6 +53,8 @@ HEAD: Final = 8190
 """Bytes of the longest line in a request's head. A token has some 1,500."""
 LINES: Final = 100
 """Header lines of one request."""
+BUFFER: Final = 32 << 10
+"""Bytes that wait for a client before no more are read for him."""
 SHOWN: Final = 1000
 """Characters of a request's path that are logged; no link is as long."""
 
@@ -165,6 +167,12 @@ class _Connection(web.RequestHandler):
         )
         self.place = place
         self.owed_since: float | None = time.monotonic()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Keep little of what a client does not take yet; TLS would keep 512 KiB."""
+        super().connection_made(transport)
+        if isinstance(transport, asyncio.WriteTransport):
+            transport.set_write_buffer_limits(high=BUFFER)
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """Give the place back."""

@@ -24,6 +24,8 @@ OPENING: Final = 10.0
 """Seconds that a store may take to open an object before it counts as unavailable."""
 WINDOW: Final = 4 << 20
 """Bytes of one sendfile, which are in memory before: a slow disk must not hold up the event loop."""
+PIECE: Final = 64 << 10
+"""Bytes that go through our memory at once for one client: hundreds of slow ones hold as many each."""
 SAMPLE: Final = 256 << 10
 """Bytes between two samples that tell whether a window is in memory; the kernel reads ahead in about such steps."""
 DISK: Final = frozenset({errno.EIO, errno.ESTALE, errno.EREMOTEIO, errno.EBADMSG, errno.ENODATA})
@@ -176,15 +178,10 @@ class _File:
     async def send(self, request: web.Request, response: web.StreamResponse, span: Span, count: Count) -> None:
         loop, fd, store = asyncio.get_running_loop(), self._file.fileno(), self._store.name
         position, length = span
-        end, window = position + length, WINDOW
-        begun = False
+        end, begun = position + length, False
         while position < end:
-            size = min(window, end - position)
-            if not cached(fd, position, size):
-                await self._threads.run(store, fetch, fd, position, size)
-            if position + size == end and _written(fd) != self._state:
-                # what is registered can be written to by others: the end is not given to what began as something else
-                raise DataLost(f"object {self._wanted.key} in store {store} was changed while it was read")
+            size = min(WINDOW, end - position)
+            await self._load(position, size, last=position + size == end)
             if request.transport is None:
                 raise ConnectionResetError
             os.lseek(fd, position, os.SEEK_SET)
@@ -198,25 +195,42 @@ class _File:
                 sent = await loop.sendfile(request.transport, self._file, position, size, fallback=False)
             except (asyncio.SendfileNotAvailableError, RuntimeError):
                 # TLS, a file system without it, or a client who is gone, which the write will say
-                window = CHUNK
-                chunk = await self._threads.run(store, self._read, min(size, window), position)
-                await response.write(chunk)
-                sent = size = len(chunk)
+                sent = await self._pass(response, position, size, count)
             except OSError as error:
                 if error.errno not in DISK:
                     raise
                 count(os.lseek(fd, 0, os.SEEK_CUR) - position)  # loop.sendfile leaves it behind what was sent
                 raise StoreUnavailable(f"store {store}: {error.strerror}") from error
-            count(sent)
+            else:
+                count(sent)
             if sent < size or not sent:
                 raise DataLost(f"object {self._wanted.key} in store {store} became shorter while it was read")
             position += sent
 
-    def _read(self, size: int, position: int) -> bytes:
-        try:
-            return os.pread(self._file.fileno(), size, position)
-        except OSError as error:
-            raise StoreUnavailable(f"store {self._store.name}: {error.strerror}") from error
+    async def _load(self, position: int, size: int, *, last: bool) -> None:
+        """Have a part in the kernel's memory. Raises DataLost if it is the last one of a file that was changed."""
+        fd = self._file.fileno()
+        if not cached(fd, position, size):
+            await self._threads.run(self._store.name, fetch, fd, position, size)
+        if last and _written(fd) != self._state:
+            # what is registered can be written to by others: the end is not given to what began as something else
+            raise DataLost(f"object {self._wanted.key} in store {self._store.name} was changed while it was read")
+
+    async def _pass(self, response: web.StreamResponse, position: int, size: int, count: Count) -> int:
+        """Send a part that is in the kernel's memory through ours; how much there was of it."""
+        sent = 0
+        while sent < size:
+            try:
+                piece = os.pread(self._file.fileno(), min(PIECE, size - sent), position + sent)
+            except OSError as error:
+                raise StoreUnavailable(f"store {self._store.name}: {error.strerror}") from error
+            if not piece:
+                break
+            await response.write(piece)
+            count(len(piece))
+            sent += len(piece)
+            await asyncio.sleep(0)  # a client who takes all at once must leave others their turn
+        return sent
 
     def unchanged(self) -> bool:
         """Whether it is there as it was when it was opened."""
@@ -280,12 +294,12 @@ class _Resting:
 
 
 def _at_once(transport: asyncio.Transport, fd: int, position: int, size: int) -> int:
-    """How many bytes of a file the client's socket takes without waiting; 0 if that cannot be. Raises OSError."""
+    """How many bytes of a file the client's socket takes without waiting; 0 if that cannot be, for whatever reason."""
     if transport.get_write_buffer_size() or transport.is_closing() or transport.get_extra_info("sslcontext"):
         return 0
     try:
         return os.sendfile(transport.get_extra_info("socket").fileno(), fd, position, size)
-    except BlockingIOError:
+    except OSError:
         return 0
 
 
@@ -334,7 +348,7 @@ class _Stream:
         while left:
             if request.transport is None:
                 raise ConnectionResetError
-            chunk = await self._threads.run(self._store.name, self._reader.read, min(left, CHUNK))
+            chunk = await self._threads.run(self._store.name, self._reader.read, min(left, PIECE))
             if not chunk:
                 raise DataLost(f"object {self._wanted.key} in store {self._store.name} ends {left} bytes early")
             await response.write(chunk)
