@@ -41,12 +41,12 @@ from pydantic import BaseModel, Field
 
 from glimpse.api.base import Model, Rule, exactly_one
 from glimpse.ceph import Pipe, Range
+from glimpse.keystone import login
 from glimpse.lease import Lease
 from glimpse.problems import (
     InvalidConfiguration,
     NotFound,
     Problem,
-    SecretNotReadable,
     StoreConflict,
     StoreUnavailable,
 )
@@ -561,12 +561,6 @@ class Cinder:
 
 def _login(config: CinderConfig, secret: Mapping[str, str]) -> Callable[[], Any]:
     """Makes the plugin for keystoneauth. Raises SecretNotReadable now, if a key is missing."""
-
-    def need(key: str) -> str:
-        if not secret.get(key):
-            raise SecretNotReadable(f"key {key!r} of the store's Secret is missing; cinder needs it here")
-        return secret[key]
-
     if endpoint := config.endpoint:
         project = config.project
         if not project:
@@ -579,29 +573,4 @@ def _login(config: CinderConfig, secret: Mapping[str, str]) -> Callable[[], Any]
             return CinderNoAuthPlugin(who, project, endpoint=endpoint.rstrip("/"))
 
         return nobody
-    url = str(config.auth_url).rstrip("/")
-    url += "" if url.endswith("/v3") else "/v3"
-    if secret.get("applicationCredentialID"):
-        name, word = secret["applicationCredentialID"], need("applicationCredentialSecret")
-
-        def credential() -> Any:
-            from keystoneauth1.identity import v3
-
-            return v3.ApplicationCredential(url, application_credential_id=name, application_credential_secret=word)
-
-        return credential
-    user, word, project = need("username"), need("password"), config.project or need("projectName")
-
-    def password() -> Any:
-        from keystoneauth1.identity import v3
-
-        return v3.Password(
-            url,
-            username=user,
-            password=word,
-            project_name=project,
-            user_domain_name=secret.get("userDomainName") or "Default",
-            project_domain_name=secret.get("projectDomainName") or "Default",
-        )
-
-    return password
+    return login(str(config.auth_url), secret, "cinder", project=config.project)
