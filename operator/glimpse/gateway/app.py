@@ -20,6 +20,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from glimpse import logs
 from glimpse.gateway.access import Access
 from glimpse.gateway.admission import Admission
+from glimpse.gateway.bandwidth import Bandwidth
 from glimpse.gateway.catalog import Catalog
 from glimpse.gateway.copies import Threads
 from glimpse.gateway.door import Closed, Door, Room, listen, spare
@@ -32,6 +33,7 @@ from glimpse.gateway.listing import Listing
 from glimpse.gateway.meters import Meters
 from glimpse.gateway.redirect import Redirects
 from glimpse.gateway.refusals import Refusal, refuse
+from glimpse.gateway.sending import Sending
 from glimpse.gateway.tls import Certificate
 from glimpse.gateway.upload import Upload
 from glimpse.kube import Kube
@@ -99,7 +101,9 @@ async def serve(settings: Settings, kube: Kube) -> AsyncIterator[tuple[str, int]
     admission = Admission(catalog, access, links, anonymous=settings.gateway_anonymous)
     secure = settings.gateway_url.startswith("https:")
     redirects = Redirects(catalog.places, threads, meters, settings.gateway_redirect, secure=secure)
-    app.add_routes(Downloads(catalog, admission, threads, meters, redirects).routes())
+    bandwidth = Bandwidth(settings.gateway_bandwidth, settings.gateway_client_bandwidth)
+    sending = Sending(catalog, access, threads, meters, bandwidth)
+    app.add_routes(Downloads(catalog, admission, redirects, sending).routes())
     upload = Upload(settings, kube, catalog, access, admission)
     app.add_routes(upload.routes())
     app.on_cleanup.append(upload.close)

@@ -15,6 +15,7 @@ from typing import Final, NamedTuple, ParamSpec, Protocol, TypeVar
 
 from aiohttp import web
 
+from glimpse.gateway.bandwidth import Pace
 from glimpse.gateway.ranges import Span
 from glimpse.problems import DataLost, StoreUnavailable
 from glimpse.stores import Store
@@ -33,8 +34,17 @@ THREADS: Final = 16
 
 P = ParamSpec("P")
 T = TypeVar("T")
-Count = Callable[[int], None]
-"""Told of bytes that were sent."""
+
+
+class Meter(Protocol):
+    """Stands beside the road of the bytes."""
+
+    @property
+    def pace(self) -> Pace | None:
+        """Says how many may be sent at a time; None: any number."""
+
+    def count(self, sent: int, /) -> None:
+        """So many were sent; told to `pace` too."""
 
 
 class Wanted(NamedTuple):
@@ -51,8 +61,8 @@ class Wanted(NamedTuple):
 class Copy(Protocol):
     """One opened object."""
 
-    async def send(self, request: web.Request, response: web.StreamResponse, span: Span, count: Count) -> None:
-        """Send a part of it, all of that; `count` is told of each byte that has gone.
+    async def send(self, request: web.Request, response: web.StreamResponse, span: Span, meter: Meter) -> None:
+        """Send a part of it, all of that; `meter` is told of each byte that has gone.
 
         Raises Problem if the store fails: what is left may come from another copy. Raises OSError if the client does.
         """
@@ -146,12 +156,14 @@ class _File:
         self._file = io.FileIO(fd, "rb")
         self._state = _written(fd)
 
-    async def send(self, request: web.Request, response: web.StreamResponse, span: Span, count: Count) -> None:
-        loop, fd, store = asyncio.get_running_loop(), self._file.fileno(), self._store.name
+    async def send(self, request: web.Request, response: web.StreamResponse, span: Span, meter: Meter) -> None:
+        loop, fd, store, pace = asyncio.get_running_loop(), self._file.fileno(), self._store.name, meter.pace
         position, length = span
         end, window = position + length, WINDOW
         while position < end:
             size = min(window, end - position)
+            if pace:
+                size = await pace.allow(size)
             if not cached(fd, position, size):
                 await self._threads.run(store, fetch, fd, position, size)
             if position + size == end and _written(fd) != self._state:
@@ -171,9 +183,9 @@ class _File:
             except OSError as error:
                 if error.errno not in DISK:
                     raise
-                count(os.lseek(fd, 0, os.SEEK_CUR) - position)  # loop.sendfile leaves it behind what was sent
+                meter.count(os.lseek(fd, 0, os.SEEK_CUR) - position)  # loop.sendfile leaves it behind what was sent
                 raise StoreUnavailable(f"store {store}: {error.strerror}") from error
-            count(sent)
+            meter.count(sent)
             if sent < size or not sent:
                 raise DataLost(f"object {self._wanted.key} in store {store} became shorter while it was read")
             position += sent
@@ -226,18 +238,21 @@ class _Stream:
         self._opened = first
         self._reader = self._context.__enter__()
 
-    async def send(self, request: web.Request, response: web.StreamResponse, span: Span, count: Count) -> None:
+    async def send(self, request: web.Request, response: web.StreamResponse, span: Span, meter: Meter) -> None:
         if span.length and span != self._opened:
             await self._threads.run(self._store.name, self._turn, span)
         left = span.length
         while left:
             if request.transport is None:
                 raise ConnectionResetError
-            chunk = await self._threads.run(self._store.name, self._reader.read, min(left, CHUNK))
+            size = min(left, CHUNK)
+            if meter.pace:
+                size = await meter.pace.allow(size)
+            chunk = await self._threads.run(self._store.name, self._reader.read, size)
             if not chunk:
                 raise DataLost(f"object {self._wanted.key} in store {self._store.name} ends {left} bytes early")
             await response.write(chunk)
-            count(len(chunk))
+            meter.count(len(chunk))
             left -= len(chunk)
 
     def _turn(self, span: Span) -> None:
