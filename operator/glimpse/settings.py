@@ -226,6 +226,12 @@ class Settings(BaseSettings):
     """Seconds that running downloads get to come to their end when the gateway is stopped."""
     gateway_anonymous: bool = False
     """Let those who send no token download images with `visibility: public`."""
+    gateway_bandwidth: int = Field(default=0, ge=0)
+    """Bytes per second that one replica of the gateway may send to all who download, in equal shares for those who do
+    (a token's user; an address where there is no token), whoever has use for more taking what others leave. 0: any
+    number."""
+    gateway_client_bandwidth: int = Field(default=0, ge=0)
+    """Bytes per second that one replica may send to each of them. 0: any number."""
     gateway_redirect: Literal["off", "asked", "always"] = "off"
     """Whether the gateway may send a download to the store's own server, where its ImageStore has a `publicEndpoint`:
     `asked`: if the client says `?redirect=true`; `always`: unless he says `?redirect=false`."""

@@ -22,6 +22,7 @@ from glimpse import logs
 from glimpse.gateway import openapi
 from glimpse.gateway.access import Access
 from glimpse.gateway.admission import Admission
+from glimpse.gateway.bandwidth import Bandwidth
 from glimpse.gateway.catalog import Catalog
 from glimpse.gateway.copies import Threads
 from glimpse.gateway.door import Door, Place, Room, listen, spare
@@ -34,6 +35,7 @@ from glimpse.gateway.listing import Listing
 from glimpse.gateway.meters import Meters
 from glimpse.gateway.redirect import Redirects
 from glimpse.gateway.refusals import Refusal, refuse
+from glimpse.gateway.sending import Sending
 from glimpse.gateway.tls import Certificate
 from glimpse.gateway.upload import Upload
 from glimpse.kube import Kube
@@ -104,7 +106,9 @@ async def serve(settings: Settings, kube: Kube) -> AsyncIterator[tuple[str, int]
     admission = Admission(catalog, access, links, anonymous=settings.gateway_anonymous)
     secure = settings.gateway_url.startswith("https:")
     redirects = Redirects(catalog.places, threads, meters, settings.gateway_redirect, secure=secure)
-    app.add_routes(Downloads(catalog, admission, threads, meters, redirects).routes())
+    bandwidth = Bandwidth(settings.gateway_bandwidth, settings.gateway_client_bandwidth)
+    sending = Sending(catalog, access, threads, meters, bandwidth)
+    app.add_routes(Downloads(catalog, admission, redirects, sending).routes())
     upload = Upload(settings, kube, catalog, access, admission)
     app.add_routes(upload.routes())
     app.on_cleanup.append(upload.close)
@@ -113,8 +117,7 @@ async def serve(settings: Settings, kube: Kube) -> AsyncIterator[tuple[str, int]
     events = Events(catalog.index, access, meters, settings.gateway_idle)
     app.add_routes(events.routes())
     app.on_shutdown.append(events.close)
-    app.add_routes(_probes(catalog, meters))
-    app.add_routes(openapi.routes(app, settings.gateway_url))
+    app.add_routes([*_probes(catalog, meters), *openapi.routes(app, settings.gateway_url)])
     app.on_response_prepare.append(_sign)
     runner = web.AppRunner(app, shutdown_timeout=settings.gateway_drain)
     await runner.setup()

@@ -15,6 +15,7 @@ from typing import Final, NamedTuple, ParamSpec, Protocol, TypeVar
 
 from aiohttp import web
 
+from glimpse.gateway.bandwidth import Pace
 from glimpse.gateway.ranges import Span
 from glimpse.problems import DataLost, StoreUnavailable
 from glimpse.stores import Store
@@ -39,8 +40,17 @@ THREADS: Final = 16
 
 P = ParamSpec("P")
 T = TypeVar("T")
-Count = Callable[[int], None]
-"""Told of bytes that were sent."""
+
+
+class Meter(Protocol):
+    """Stands beside the road of the bytes."""
+
+    @property
+    def pace(self) -> Pace | None:
+        """Says how many may be sent at a time; None: any number."""
+
+    def count(self, sent: int, /) -> None:
+        """So many were sent; told to `pace` too."""
 
 
 class Wanted(NamedTuple):
@@ -57,8 +67,8 @@ class Wanted(NamedTuple):
 class Copy(Protocol):
     """One opened object."""
 
-    async def send(self, request: web.Request, response: web.StreamResponse, span: Span, count: Count) -> None:
-        """Send a part of it, all of that; `count` is told of each byte that has gone.
+    async def send(self, request: web.Request, response: web.StreamResponse, span: Span, meter: Meter) -> None:
+        """Send a part of it, all of that; `meter` is told of each byte that has gone.
 
         Raises Problem if the store fails: what is left may come from another copy. Raises OSError if the client does.
         """
@@ -175,12 +185,14 @@ class _File:
         self._file = io.FileIO(fd, "rb")
         self._state = _written(fd)
 
-    async def send(self, request: web.Request, response: web.StreamResponse, span: Span, count: Count) -> None:
-        loop, fd, store = asyncio.get_running_loop(), self._file.fileno(), self._store.name
+    async def send(self, request: web.Request, response: web.StreamResponse, span: Span, meter: Meter) -> None:
+        loop, fd, store, pace = asyncio.get_running_loop(), self._file.fileno(), self._store.name, meter.pace
         position, length = span
         end, begun = position + length, False
         while position < end:
             size = min(WINDOW, end - position)
+            if pace:
+                size = await pace.allow(size)
             await self._load(position, size, last=position + size == end)
             if request.transport is None:
                 raise ConnectionResetError
@@ -189,20 +201,20 @@ class _File:
                 # a small image goes into an empty socket at once; only once, as others want their turn
                 if not begun and (took := _at_once(request.transport, fd, position, size)):
                     begun = True
-                    count(took)
+                    meter.count(took)
                     position += took
                     continue
                 sent = await loop.sendfile(request.transport, self._file, position, size, fallback=False)
             except (asyncio.SendfileNotAvailableError, RuntimeError):
                 # TLS, a file system without it, or a client who is gone, which the write will say
-                sent = await self._pass(response, position, size, count)
+                sent = await self._pass(response, position, size, meter)
             except OSError as error:
                 if error.errno not in DISK:
                     raise
-                count(os.lseek(fd, 0, os.SEEK_CUR) - position)  # loop.sendfile leaves it behind what was sent
+                meter.count(os.lseek(fd, 0, os.SEEK_CUR) - position)  # loop.sendfile leaves it behind what was sent
                 raise StoreUnavailable(f"store {store}: {error.strerror}") from error
             else:
-                count(sent)
+                meter.count(sent)
             if sent < size or not sent:
                 raise DataLost(f"object {self._wanted.key} in store {store} became shorter while it was read")
             position += sent
@@ -216,7 +228,7 @@ class _File:
             # what is registered can be written to by others: the end is not given to what began as something else
             raise DataLost(f"object {self._wanted.key} in store {self._store.name} was changed while it was read")
 
-    async def _pass(self, response: web.StreamResponse, position: int, size: int, count: Count) -> int:
+    async def _pass(self, response: web.StreamResponse, position: int, size: int, meter: Meter) -> int:
         """Send a part that is in the kernel's memory through ours; how much there was of it."""
         sent = 0
         while sent < size:
@@ -227,7 +239,7 @@ class _File:
             if not piece:
                 break
             await response.write(piece)
-            count(len(piece))
+            meter.count(len(piece))
             sent += len(piece)
             await asyncio.sleep(0)  # a client who takes all at once must leave others their turn
         return sent
@@ -341,18 +353,21 @@ class _Stream:
         self._opened = first
         self._reader = self._context.__enter__()
 
-    async def send(self, request: web.Request, response: web.StreamResponse, span: Span, count: Count) -> None:
+    async def send(self, request: web.Request, response: web.StreamResponse, span: Span, meter: Meter) -> None:
         if span.length and span != self._opened:
             await self._threads.run(self._store.name, self._turn, span)
         left = span.length
         while left:
             if request.transport is None:
                 raise ConnectionResetError
-            chunk = await self._threads.run(self._store.name, self._reader.read, min(left, PIECE))
+            size = min(left, PIECE)
+            if meter.pace:
+                size = await meter.pace.allow(size)
+            chunk = await self._threads.run(self._store.name, self._reader.read, size)
             if not chunk:
                 raise DataLost(f"object {self._wanted.key} in store {self._store.name} ends {left} bytes early")
             await response.write(chunk)
-            count(len(chunk))
+            meter.count(len(chunk))
             left -= len(chunk)
 
     def _turn(self, span: Span) -> None:

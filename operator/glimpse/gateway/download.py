@@ -1,11 +1,8 @@
-"""Downloads: the bytes of an image and their checksum files, as HTTP wants them (RFC 9110), from the best copy.
+"""Downloads: the links of images and of their checksum files, and what the answers say, as HTTP wants it (RFC 9110).
 
-What was promised in the headers is sent, or the connection is cut: a client can always tell a broken download from a
-whole one.
+The headers are all decided before a store is asked; what they promise, `sending` keeps.
 """
 
-import logging
-from contextlib import aclosing
 from email.utils import format_datetime
 from http import HTTPStatus
 from typing import Final
@@ -14,19 +11,13 @@ from aiohttp import web
 
 from glimpse.gateway.admission import Admission
 from glimpse.gateway.catalog import Catalog, Entry, Revision
-from glimpse.gateway.copies import Copy, Threads, Wanted
 from glimpse.gateway.digests import said
-from glimpse.gateway.meters import Meters
-from glimpse.gateway.parts import Body, Rest, body
+from glimpse.gateway.parts import Body, body
 from glimpse.gateway.paths import CHECKSUMS, REVISION, SERVED, Asked
 from glimpse.gateway.ranges import Span, Unsatisfiable, parse_ranges, precondition, range_applies
 from glimpse.gateway.redirect import Redirects
 from glimpse.gateway.refusals import LATER, NOT_FOUND, Refusal
-from glimpse.problems import DataLost, NotFound, Problem
-from glimpse.storeref import told
-from glimpse.stores import Store
-
-log: Final = logging.getLogger(__name__)
+from glimpse.gateway.sending import Sending
 
 MAX_AGE: Final = 86_400
 """Seconds that a cache may keep a revision without asking; its bytes never change, but a caller's rights may."""
@@ -35,11 +26,8 @@ MAX_AGE: Final = 86_400
 class Downloads:
     """The handlers of all download links."""
 
-    def __init__(
-        self, catalog: Catalog, admission: Admission, threads: Threads, meters: Meters, redirects: Redirects
-    ) -> None:
-        self._catalog, self._admission, self._threads, self._meters = catalog, admission, threads, meters
-        self._redirects = redirects
+    def __init__(self, catalog: Catalog, admission: Admission, redirects: Redirects, sending: Sending) -> None:
+        self._catalog, self._admission, self._redirects, self._sending = catalog, admission, redirects, sending
 
     def routes(self) -> list[web.RouteDef]:
         """GET and HEAD of the served revision and of each one, with their checksum files."""
@@ -67,76 +55,11 @@ class Downloads:
         headers |= _digests(request, revision, content)
         response = web.StreamResponse(status=content.status, headers=headers)
         response.content_length = content.length
-        if not await self._send(request, response, entry, revision, content):
+        if not await self._sending.send(request, response, entry, revision, content):
             if not await self._catalog.find(asked.namespace, asked.name, asked.number, entry.uid):
                 raise Refusal(404, NOT_FOUND)
             raise Refusal(503, "No store can give the bytes of this image at the moment.", retry_after=LATER)
         return response
-
-    async def _send(
-        self, request: web.Request, response: web.StreamResponse, entry: Entry, revision: Revision, content: Body
-    ) -> bool:
-        """Send from the first copy that can be opened; if it breaks, the rest from the next, at the same byte.
-
-        False if there is none. If none can go on, the connection is cut: the client must see that something is missing.
-        """
-        wanted = Wanted(entry.key(revision), revision.size, revision.digest)
-        rest = Rest(content.pieces)
-        async with aclosing(self._catalog.places.copies(revision.stores)) as copies:
-            async for found in copies:
-                if not rest:
-                    break
-                store = _told(found, entry, revision)
-                try:
-                    async with self._threads.open(store, wanted, rest.span) as copy:
-                        if not response.prepared:
-                            await response.prepare(request)
-                        if request.method == "HEAD":
-                            return True
-                        await self._forward(request, response, copy, rest, store.name)
-                        return True
-                except NotFound:
-                    log.info("store %s does not hold %s", store.name, wanted.key)
-                except Problem as problem:
-                    self._catalog.places.renew(store.name)  # its credentials may have been changed
-                    log.warning("%s cannot be read: %s: %s", wanted.key, problem.reason, problem.message)
-                    if rest.sent and store is not found and isinstance(problem, DataLost):
-                        break  # others write there, and may have done so before what was sent already
-                except OSError as error:
-                    log.info("the download of %s broke off: %r", wanted.key, error)
-                    break
-        if rest and response.prepared:
-            _cut(request, response)
-        return response.prepared
-
-    async def _forward(
-        self, request: web.Request, response: web.StreamResponse, copy: Copy, rest: Rest, store: str
-    ) -> None:
-        """Send what is left from one copy, as far as it goes. Raises what `Copy.send` does."""
-        meter = self._meters.bytes.labels(store)
-
-        def count(more: int) -> None:
-            rest.count(more)
-            meter.inc(more)
-
-        while rest:
-            if head := rest.head():
-                await response.write(head)
-            await copy.send(request, response, rest.span, count)
-            rest.next()
-
-
-def _cut(request: web.Request, response: web.StreamResponse) -> None:
-    """End the connection: one that is kept alive would hide that something is missing."""
-    if request.transport:
-        request.transport.abort()
-    response.force_close()
-
-
-def _told(store: Store, entry: Entry, revision: Revision) -> Store:
-    """The store; another one if the revision lies in it where others have put it, which is told then."""
-    known = told(store.name, entry.uid, revision.registered) if revision.registered else ()
-    return store.knowing(*known) if known else store
 
 
 def _file(revision: Revision, asked: Asked) -> str:
