@@ -60,6 +60,10 @@ class Upload:
         """Whether nothing comes of it."""
         return self.failure is not None or (not self.stored and self.expires <= now)
 
+    def is_of(self, pending: Pending) -> bool:
+        """Whether it is the one that this revision is made of."""
+        return pending.upload is not None and pending.upload.uid == self.uid
+
     @property
     def percent(self) -> int | None:
         """How far it is."""
