@@ -8,10 +8,10 @@ import pytest
 from tests.control.support import NOW, World, image
 
 from glimpse.api.image import Image, Pending, PendingUpload
-from glimpse.api.upload import ImageUpload, UploadFailure
+from glimpse.api.upload import FRESH, ImageUpload, UploadFailure
 from glimpse.control.quota import held
 from glimpse.control.seen import FetchWork, RemoveWork, StoreView
-from glimpse.control.uploads import BUSY, FRESH, Upload, expires
+from glimpse.control.uploads import BUSY, Upload
 from glimpse.problems import SourceNotFound, StoreUnavailable
 
 SPEC: dict[str, Any] = {"source": {"upload": {}}}
@@ -100,7 +100,7 @@ def test_what_comes_to_nothing_goes(upload: Upload | None, said: str | None) -> 
     assert work == RemoveWork(stores=("fast",), revisions=(1,))
     made = pending(world)
     assert made is None or (made.upload and made.upload.uid == "aa-2" and made.revision == 2)
-    assert ([reason for _, reason, _ in world.said if reason in (said, "UploadExpired")] or [None])[0] == said
+    assert next((reason for kind, reason, _ in world.said if kind == "Warning"), None) == said
     if said:
         assert world.condition("Ready") == WAITING
         assert f"came to nothing: {said}" in world.message("Ready")
@@ -215,7 +215,7 @@ def test_when_an_upload_is_over() -> None:
     """When its gateway has said nothing for a while, or as long as that has said; never once all was stored."""
     of = image(SPEC)
     silent = upload("a", of)
-    assert expires(silent) == NOW + FRESH
+    assert silent.expires == NOW + FRESH
     assert not Upload.of(silent).over(NOW)
     assert Upload.of(silent).over(NOW + FRESH)
     kept = upload("a", of, expiresAt="2030-01-02T00:00:00Z")

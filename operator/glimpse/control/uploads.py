@@ -18,8 +18,6 @@ from glimpse.kube import UPLOAD, Kube
 
 log = logging.getLogger(__name__)
 
-FRESH: Final = timedelta(seconds=60)
-"""How long an upload may be without a word of its gateway."""
 BUSY: Final = timedelta(seconds=1)
 """Until one is looked at again that waits for a transfer of its namespace."""
 
@@ -47,7 +45,7 @@ class Upload:
         status = upload.status
         return cls(
             upload.metadata.uid,
-            expires(upload),
+            upload.expires,
             upload.spec.size,
             status.offset or 0,
             stored=status.outcome == "Stored",
@@ -111,7 +109,7 @@ class Uploads:
         if pending:
             uid = pending.upload.uid if pending.upload else None
             return next((Upload.of(upload) for upload in known if upload.metadata.uid == uid), None)
-        waiting = [upload for upload in known if upload.status.outcome is None and expires(upload) > now]
+        waiting = [upload for upload in known if upload.status.outcome is None and upload.expires > now]
         if not waiting:
             return None
         busy, used = self._used(image)
@@ -122,8 +120,8 @@ class Uploads:
         now = datetime.now(UTC)
         mine = pending.upload.uid if pending and pending.upload else None
         others = [upload for upload in self.of(image) if upload.metadata.uid != mine]
-        await self._remove(u for u in others if expires(u) <= now or u.metadata.uid == dropped)
-        return min((expires(upload) for upload in others if expires(upload) > now), default=None)
+        await self._remove(u for u in others if u.expires <= now or u.metadata.uid == dropped)
+        return min((upload.expires for upload in others if upload.expires > now), default=None)
 
     async def remove(self, image: str) -> None:
         """Remove all of an Image that is gone. Raises ApiError."""
@@ -133,13 +131,6 @@ class Uploads:
         for upload in over:
             meta = upload.metadata
             await self._kube.delete(UPLOAD, meta.name, meta.namespace, uid=meta.uid)
-
-
-def expires(upload: ImageUpload) -> datetime:
-    """When it ends if nothing more comes, or when it need no longer be kept."""
-    made = upload.metadata.creation_timestamp
-    assert made  # noqa: S101 - every object has one
-    return upload.status.expires_at or made + FRESH
 
 
 def _age(upload: ImageUpload) -> tuple[datetime, str]:
