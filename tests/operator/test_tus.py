@@ -116,7 +116,7 @@ def test_what_is_not_begun(tenant: Tenant, sender: str) -> None:
         ("small", {"Upload_Length": "950000"}, 413, "quota"),
     ]
     for name, headers, status, words in cases:
-        answer = Tus(tenant, name, sender).create(len(DATA), **headers)
+        answer = Tus(tenant, name, sender).create(len(DATA), headers)
         assert (answer.status, words in detail(answer)) == (status, True), (headers, answer.body)
         assert answer.headers["Tus-Resumable"] == "1.0.0"
     wait_until("no uploads", lambda: uploads(tenant) == [], timeout=60)
@@ -195,7 +195,7 @@ def test_creation_with_upload(tenant: Tenant, sender: str, whole: bool) -> None:
     """The first bytes may come with the wish; all of them make an image in one request."""
     waiting(tenant, "a")
     tus, first = Tus(tenant, "a", sender), DATA if whole else DATA[:1_000_000]
-    answer = tus.create(len(DATA), first)
+    answer = tus.create(len(DATA), first=first)
     assert (answer.status, answer.headers["Upload-Offset"]) == (201, str(len(first))), answer.body
     if not whole:
         tus.sent(len(first), DATA[len(first) :])

@@ -61,16 +61,16 @@ class Tus:
         """One request to it."""
         return ask(self.url(), method=method, body=body, token=token or self.token, headers=VERSION | named(headers))
 
-    def create(self, size: int, body: bytes | None = None, **headers: str) -> Answer:
+    def create(self, size: int, headers: dict[str, str] | None = None, first: bytes | None = None) -> Answer:
         """Begin."""
-        said = VERSION | {"Upload-Length": str(size)} | (PART if body is not None else {}) | named(headers)
-        answer = ask(self.url(self.start), method="POST", body=body, token=self.token, headers=said)
+        said = VERSION | {"Upload-Length": str(size)} | (PART if first is not None else {}) | named(headers or {})
+        answer = ask(self.url(self.start), method="POST", body=first, token=self.token, headers=said)
         self.path = answer.headers["Location"] or self.path
         return answer
 
     def begun(self, size: int, **headers: str) -> "Tus":
         """The same, well."""
-        answer = self.create(size, **headers)
+        answer = self.create(size, headers)
         assert answer.status == 201, answer.body
         return self
 

@@ -201,17 +201,24 @@ class Patience:
     def __init__(self, timeout: asyncio.Timeout, idle: float) -> None:
         """`idle`: seconds of silence that are borne."""
         self._timeout, self._idle = timeout, idle
+        self._since: float | None = None
         self.why: Refusal | None = None
 
     async def chunk(self, request: web.Request) -> bytes:
         """The next bytes of a body; none at its end."""
-        now = asyncio.get_running_loop().time
+        self._since = asyncio.get_running_loop().time()
         if self.why is None:
-            self._timeout.reschedule(now() + self._idle)
+            self._timeout.reschedule(self._since + self._idle)
         chunk = await request.content.readany()
+        self._since = None
         if self.why is None:
             self._timeout.reschedule(None)
         return chunk
+
+    @property
+    def silent(self) -> float:
+        """Seconds for which the sender has said nothing, though it may."""
+        return asyncio.get_running_loop().time() - self._since if self._since is not None else 0.0
 
     def end(self, why: Refusal) -> None:
         """Wait no longer, whatever is being waited for."""

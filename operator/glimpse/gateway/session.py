@@ -34,6 +34,8 @@ PATIENCE: Final = 10.0
 """Seconds that another replica has to give an upload to us, which it does between two requests."""
 KEPT: Final = timedelta(minutes=5)
 """How long the end of an upload can be asked for."""
+SILENT: Final = 5.0
+"""Seconds of silence after which a sender gives way to another request: its connection may be long gone."""
 LOST: Final = "There is no such upload: it has ended or expired, or never was. The status of its image says more."
 
 
@@ -51,6 +53,8 @@ class Session:
         self._namespace, self._name, self._upload = namespace, name, upload
         self.busy = True
         """A request has its turn, or it is about to go."""
+        self.free = asyncio.Event()
+        """Nobody has it, or it is gone."""
         self.since = 0.0
         """Since when it rests, on the loop's clock."""
         self.offset = 0
@@ -284,10 +288,27 @@ class Session:
         status = self._object.obj.get("status", {}) if self._object.obj else {}
         return status.get("askedBy") not in (None, self._me) and status.get("holder") == self._me
 
+    def seize(self) -> None:
+        """A request has its turn."""
+        self.busy = True
+        self.free.clear()
+
     def rest(self) -> None:
         """No request is at work any more."""
         self.busy, self.since = False, asyncio.get_running_loop().time()
         self._wake.set()
+        self.free.set()
+
+    async def yielded(self) -> None:
+        """Wait for the end of a request whose sender is silent. Raises Refusal if it is not, or does not end."""
+        if not self.patience or self.patience.silent < SILENT:
+            raise locked()
+        self.patience.end(Refusal(409, "Another request has taken this upload over."))
+        try:
+            async with asyncio.timeout(PATIENCE):
+                await self.free.wait()
+        except TimeoutError:
+            raise locked() from None
 
     async def next(self, deadline: float) -> None:
         """Renew the lease until there is a reason to let go, or it was rested for so long. Never raises."""

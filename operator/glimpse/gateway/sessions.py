@@ -53,10 +53,13 @@ class Sessions:
         if self._closing:
             raise Refusal(503, "The gateway is stopping; go on in a moment.", retry_after=SOON)
         if session and session.busy:
+            await session.yielded()
+            session = self._held.get(where)
+        if session and session.busy:
             raise locked()
         if session is None:
             session = self._held[where] = Session(self._intake, self._me, namespace, name, upload)
-        session.busy = True
+        session.seize()
         try:
             await session.take()
             if session not in self._keepers and not session.entry:
@@ -77,7 +80,7 @@ class Sessions:
             await self._let_go(session)
 
     async def _let_go(self, session: Session) -> None:
-        session.busy = True
+        session.seize()
         keeper = self._keepers.pop(session, None)
         if keeper and keeper is not asyncio.current_task():
             keeper.cancel()
@@ -86,6 +89,7 @@ class Sessions:
             await session.release()
         finally:
             self._held = {where: each for where, each in self._held.items() if each is not session}
+            session.free.set()
 
     async def _yield(self) -> None:
         """The one that has rested for the longest time gives its place."""
