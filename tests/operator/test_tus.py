@@ -2,6 +2,7 @@
 
 import gzip
 import json
+from collections.abc import Callable
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from http.client import HTTPConnection
@@ -296,19 +297,24 @@ def test_a_part_that_breaks_off(tenant: Tenant, sender: str) -> None:
 def test_an_image_that_changes_meanwhile(tenant: Tenant, sender: str) -> None:
     """Suspended, deleted, or with another spec: the sender is told at once, also amid a part, and nothing is left."""
     store = tenant.store()
-    for name, change in (("a", {"suspend": True}), ("b", {"checksum": {"digest": digest(b"x")}}), ("c", None)):
+    changes: dict[str, Callable[[str, Tus], object]] = {
+        "suspended": lambda name, _: tenant.edit(name, suspend=True),
+        "edited": lambda name, _: tenant.edit(name, checksum={"digest": digest(b"x")}),
+        "deleted": lambda name, _: tenant.delete(name),
+        "ended": lambda _, tus: tenant.delete(tus.name, "ImageUpload"),
+    }
+    for name, change in changes.items():
         waiting(tenant, name, store)
         tus = Tus(tenant, name, sender).begun(len(DATA))
         tus.sent(0, DATA[:1_500_000])
         with tus.sending(1_500_000, len(DATA) - 1_500_000) as connection:
             connection.send(DATA[1_500_000:2_500_000])
             wait_until("the bytes", lambda tus=tus: tus.offset() == 2_500_000, timeout=60)  # type: ignore[misc]
-            if change:
-                tenant.edit(name, **change)
-            else:
-                tenant.delete(name)
+            change(name, tus)
             refused(connection)
         wait_until("the end", lambda tus=tus: tus.ask("HEAD").status in GONE, timeout=60)  # type: ignore[misc]
+        if name == "suspended":  # nothing is done until then
+            tenant.edit(name, suspend=False)
         nothing_left(tenant, store)
 
 

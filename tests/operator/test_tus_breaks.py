@@ -33,14 +33,14 @@ BEHIND = 8 << 20
 
 @pytest.fixture
 def replica(cluster: Cluster, tmp_path: Path) -> Iterator[Glimpse]:
-    """A second replica of the gateway."""
-    with_port = Glimpse(tmp_path / "replica", cluster=cluster, settings=SETTINGS)
-    with_port.launch("gateway")
+    """A second replica of the gateway, with a place for one worker."""
+    second = Glimpse(tmp_path / "replica", cluster=cluster, settings=SETTINGS | {"GLIMPSE_UPLOADS__AT_ONCE": "1"})
+    second.launch("gateway")
     try:
-        with_port.await_ready("gateway")
-        yield with_port
+        second.await_ready("gateway")
+        yield second
     finally:
-        with_port.stop()
+        second.stop()
 
 
 def half(tenant: Tenant, token: str, name: str = "a") -> Tus:
@@ -198,6 +198,27 @@ def test_another_replica_dies(tenant: Tenant, sender: str, replica: Glimpse) -> 
     tus = Tus(tenant, "a", sender, other.path)
     assert tus.ask("HEAD").status == 423
     go_on(tus)
+
+
+def test_places_for_workers(tenant: Tenant, sender: str, replica: Glimpse) -> None:
+    """A worker that only waits for the next part gives its place to others; one that is at work does not."""
+    for name in ("a", "b"):
+        waiting(tenant, name)
+    first, second = (Tus(tenant, name, sender, gateway=replica.installation.gateway_url) for name in ("a", "b"))
+    first.begun(len(DATA)).sent(0, DATA[:HALF], 6_000_000)
+    second.begun(len(DATA)).sent(0, DATA[:1_000_000])
+    with second.sending(1_000_000, len(DATA) - 1_000_000) as connection:
+        connection.send(DATA[1_000_000:HALF])
+        wait_until("the bytes", lambda: second.offset() == HALF, timeout=90)
+        refused = first.ask("HEAD")
+        assert (refused.status, refused.headers["Retry-After"]) == (503, "5")
+        connection.send(DATA[HALF:])
+        assert connection.getresponse().status == 204
+    at = first.offset()
+    assert HALF - BEHIND <= at <= HALF
+    first.sent(at, DATA[at:], 8 << 20)
+    served(tenant, "a", sender, DATA)
+    served(tenant, "b", sender, DATA)
 
 
 def test_a_dead_gateway_leaves_nothing(tenant: Tenant, sender: str) -> None:

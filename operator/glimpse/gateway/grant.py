@@ -19,6 +19,10 @@ BEGIN: Final = 60.0
 """Seconds that the operator may take to give an upload a revision."""
 PROMOTE: Final = 120.0
 """Seconds that it may take to make a revision of what was stored."""
+OTHER: Final = (
+    "Another upload for this image is under way. If it was given up, end it: kubectl get imageuploads shows it, "
+    "kubectl delete imageupload ends it, and it ends by itself when it expires."
+)
 CHANGED: Final = "The image was changed while its bytes were uploaded; upload them again."
 
 
@@ -49,7 +53,7 @@ class Grant:
                 return grant
             status = understood(followed.obj).status
             if status.pending and status.pending.upload:
-                raise Refusal(409, "Another upload for this image is under way.", retry_after=LATER)
+                raise Refusal(409, OTHER, retry_after=LATER)
         said = {each.type: each for each in status.conditions}
         why = next((said[name] for name in ("Stalled", "Reconciling", "Ready") if name in said), None)
         text = f": {why.reason}: {why.message}" if why and why.reason != "WaitingForUpload" else "."

@@ -108,7 +108,7 @@ class Tus:
                 except ApiError as error:
                     raise away() from error
                 grant = await Grant.wait(followed, account.uid)
-                _fits(await self._intake.task(wanted, found, grant.pending, account.uid))
+                fits(await self._intake.task(wanted, found, grant.pending, account.uid))
         where = f"/v1/namespaces/{namespace}/images/{name}/uploads/{account.name}"
         headers = {"Location": where}
         if not part:
@@ -302,7 +302,7 @@ def _metadata(request: web.Request) -> str | None:
     return header or None
 
 
-def _fits(task: Fetch) -> None:
+def fits(task: Fetch) -> None:
     """Raises Refusal if none of the stores can take an upload in parts, of this size."""
     parts = list[StoreRef]()
     for ref in task.stores:
