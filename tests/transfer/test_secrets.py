@@ -225,7 +225,7 @@ def scene(
                 "certificate": dict(pair),
                 "proxy": {"address": proxy.url, **proxy_login},
             },
-            settings={"transfers": Transfers(connect_timeout=1, idle_timeout=0.5, redirects=3)},
+            settings={"transfers": Transfers(connect_timeout=2, idle_timeout=3, redirects=3)},
         )
 
 

@@ -16,7 +16,7 @@ KEY_LENGTH: Final = 1024
 NAMESPACE: Final = "{namespace}"
 """What stands for the namespace of an Image in a prefix."""
 
-_OWN: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}-[0-9]+([.].*)?", re.DOTALL)
+_OWN: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}-[0-9]+([.@].*)?", re.DOTALL)
 _AREAS: Final = ("objects", "attempts", "data")
 _MARKER: Final = "glimpse-"
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
@@ -64,7 +64,7 @@ class Location(Model):
         *_PLAIN,
         Rule("!self.endsWith('/')", "must be the key of a file, not of a folder"),
         Rule(
-            "!self.matches('(^|/)[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}-[0-9]+([.][^/]*)?(/|$)')",
+            "!self.matches('(^|/)[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}-[0-9]+([.@][^/]*)?(/|$)')",
             "must not look like a key of Glimpse's own",
         ),
     ]

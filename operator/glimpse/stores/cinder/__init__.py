@@ -34,23 +34,22 @@ from datetime import UTC, datetime
 from functools import partial
 from importlib import import_module
 from secrets import token_hex
-from typing import Annotated, Any, ClassVar, Final
+from typing import Any, ClassVar, Final
 from urllib.parse import quote, urlsplit
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel
 
-from glimpse.api.base import Model, Rule, exactly_one
 from glimpse.ceph import Pipe, Range
 from glimpse.lease import Lease
 from glimpse.problems import (
     InvalidConfiguration,
     NotFound,
     Problem,
-    SecretNotReadable,
     StoreConflict,
     StoreUnavailable,
 )
 from glimpse.stores import Capacity, Stat
+from glimpse.stores.cinder.config import CinderConfig, login
 from glimpse.stores.cinder.image import BLOCK, Ceph, Nothing, Watch, Way, way
 from glimpse.stores.cinder.service import POLLS, Refused, Service, Volume
 from glimpse.stores.cinder.volumes import (
@@ -88,54 +87,6 @@ STEP: Final = 8
 _ALIVE: Final = re.compile(r"alive at (\S+Z)")
 
 
-def _kept(name: str) -> Rule:
-    return Rule(
-        f"has(self.{name}) == has(oldSelf.{name}) && (!has(self.{name}) || self.{name} == oldSelf.{name})",
-        f"{name} cannot be changed: Images would look for their bytes in another place; create another ImageStore",
-    )
-
-
-Address = Annotated[
-    str,
-    Field(min_length=1, max_length=1024),
-    Rule(
-        "self.matches('^https?://[^/?#@[:space:][:cntrl:]]+(/[^?#@[:space:][:cntrl:]]*)?$')",
-        "must be a URL such as https://keystone.example:5000/v3, without user, password, ? and #",
-    ),
-]
-Name = Annotated[
-    str,
-    Field(min_length=1, max_length=255),
-    Rule("self.matches('^[^[:cntrl:]]+$') && self == self.trim()", "must be a name, without spaces around it"),
-]
-
-
-class CinderConfig(Model):
-    """Volumes of OpenStack Cinder."""
-
-    rules: ClassVar[tuple[Rule, ...]] = (
-        exactly_one("endpoint", "authUrl"),
-        Rule("has(self.project) || !has(self.endpoint)", "endpoint needs project, the ID of the project"),
-        Rule("!has(self.region) || has(self.authUrl)", "region is one of Keystone's catalog: it needs authUrl"),
-        _kept("volumeType"),
-        _kept("region"),
-        _kept("project"),
-    )
-
-    endpoint: Address | None = None
-    """Cinder without Keystone (`auth_strategy = noauth`), such as http://cinder.example:8776/v3."""
-    auth_url: Address | None = None
-    """Keystone, version 3; its catalog knows where Cinder is."""
-    region: Name | None = None
-    """Of Keystone's catalog; the first one that has Cinder, if there are several."""
-    project: Name | None = None
-    """With authUrl its name; omitted: `projectName` of the Secret. With endpoint its ID."""
-    volume_type: Name | None = None
-    """The type of volumes, which must be in Ceph. Omitted: Cinder's default."""
-    availability_zone: Name | None = None
-    """Where volumes are made from now on. Omitted: as Cinder likes."""
-
-
 class Cinder:
     """A store in a project."""
 
@@ -161,7 +112,7 @@ class Cinder:
         self._endpoint = f"cinder://{host}/{quote(project, safe='')}".rstrip("/")
         self._service = Service(
             f"Cinder at {host}",
-            _login(config, secret),
+            login(config, secret),
             ca_bundle,
             url=url,
             region=config.region,
@@ -557,51 +508,3 @@ class Cinder:
 
     def _location(self, volume: str) -> str:
         return f"{self._endpoint}/volumes/{volume}"
-
-
-def _login(config: CinderConfig, secret: Mapping[str, str]) -> Callable[[], Any]:
-    """Makes the plugin for keystoneauth. Raises SecretNotReadable now, if a key is missing."""
-
-    def need(key: str) -> str:
-        if not secret.get(key):
-            raise SecretNotReadable(f"key {key!r} of the store's Secret is missing; cinder needs it here")
-        return secret[key]
-
-    if endpoint := config.endpoint:
-        project = config.project
-        if not project:
-            raise InvalidConfiguration("cinder.endpoint needs cinder.project, the ID of the project")
-        who = secret.get("username") or "glimpse"
-
-        def nobody() -> Any:
-            from cinderclient.contrib.noauth import CinderNoAuthPlugin
-
-            return CinderNoAuthPlugin(who, project, endpoint=endpoint.rstrip("/"))
-
-        return nobody
-    url = str(config.auth_url).rstrip("/")
-    url += "" if url.endswith("/v3") else "/v3"
-    if secret.get("applicationCredentialID"):
-        name, word = secret["applicationCredentialID"], need("applicationCredentialSecret")
-
-        def credential() -> Any:
-            from keystoneauth1.identity import v3
-
-            return v3.ApplicationCredential(url, application_credential_id=name, application_credential_secret=word)
-
-        return credential
-    user, word, project = need("username"), need("password"), config.project or need("projectName")
-
-    def password() -> Any:
-        from keystoneauth1.identity import v3
-
-        return v3.Password(
-            url,
-            username=user,
-            password=word,
-            project_name=project,
-            user_domain_name=secret.get("userDomainName") or "Default",
-            project_domain_name=secret.get("projectDomainName") or "Default",
-        )
-
-    return password

@@ -4,10 +4,9 @@ python-cinderclient does the requests and keystoneauth the logins, on a session 
 (proxies, netrc, bundles of certificates), and authorities are given in memory, since a worker reads few files.
 """
 
-import ssl
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -15,6 +14,7 @@ from email.utils import parsedate_to_datetime
 from typing import Any, Final
 from urllib.parse import urlencode, urlsplit
 
+from glimpse.keystone import private
 from glimpse.problems import (
     InvalidConfiguration,
     NotFound,
@@ -308,10 +308,12 @@ class Service:
     def _connect(self) -> Any:
         from cinderclient.client import SessionClient
         from keystoneauth1.session import Session
+        from requests import Session as Requests
 
         # A login by http may lead to https; what begins with https never goes on over http.
         schemes = ("https",) if urlsplit(self._url).scheme == "https" else ("http", "https")
-        session = Session(auth=self._login(), session=_private(schemes, self._ca_bundle), timeout=self._patience)
+        requests = private(Requests(), schemes, self._ca_bundle, connections=16)
+        session = Session(auth=self._login(), session=requests, timeout=self._patience)
         return SessionClient(
             session=session,
             service_type="block-storage",
@@ -329,31 +331,3 @@ class _Passing(StoreUnavailable):
 def _plain(words: object) -> str:
     """What a server says, on one line."""
     return " ".join(str(words or "").split())[:300].rstrip(".") or "refused"
-
-
-def _private(schemes: Sequence[str], ca_bundle: str | None) -> Any:
-    """A session of requests that reads no environment, and trusts what it is told in memory."""
-    from requests import Session
-    from requests.adapters import HTTPAdapter
-
-    # urllib3 would trust the authorities of certifi besides, were they not left out here.
-    class Adapter(HTTPAdapter):
-        def cert_verify(self, *_: Any, **__: Any) -> None:
-            pass
-
-        def build_connection_pool_key_attributes(self, *arguments: Any, **named: Any) -> Any:
-            host, pool = super().build_connection_pool_key_attributes(*arguments, **named)
-            for name in ("cert_reqs", "ca_certs", "ca_cert_dir"):
-                pool.pop(name, None)
-            return host, pool
-
-    session = Session()
-    session.adapters.clear()
-    for scheme in schemes:
-        context = ssl.create_default_context(cadata=ca_bundle) if scheme == "https" else None
-        adapter = Adapter(max_retries=0)
-        adapter.init_poolmanager(8, 16, ssl_context=context)
-        session.mount(f"{scheme}://", adapter)
-    session.trust_env = False
-    session.max_redirects = 0
-    return session

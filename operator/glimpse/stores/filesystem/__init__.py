@@ -23,12 +23,11 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from secrets import token_hex
-from typing import Annotated, ClassVar, Final
+from typing import ClassVar, Final
 from urllib.parse import quote
 
-from pydantic import AfterValidator, BaseModel, Field
+from pydantic import BaseModel
 
-from glimpse.api.base import Model, Rule, immutable
 from glimpse.problems import InvalidConfiguration, NotFound, Problem, StoreConflict, StoreFull, StoreUnavailable
 from glimpse.stores import Capacity, Mark, Note, Stat, Unable, Version
 from glimpse.stores.filesystem.attempts import (
@@ -42,6 +41,7 @@ from glimpse.stores.filesystem.attempts import (
     take,
 )
 from glimpse.stores.filesystem.clones import clone
+from glimpse.stores.filesystem.config import FilesystemConfig
 from glimpse.stores.filesystem.files import (
     FILE,
     FOLDER,
@@ -73,31 +73,6 @@ RECORD: Final = "record.json"
 
 WRITE_BACK: Final = 16 << 20
 """Bytes after which the kernel is asked to start writing, so that little is left to wait for at the end."""
-
-
-def _absolute(path: str) -> str:
-    if not path.startswith("/"):
-        raise ValueError("must be absolute")
-    return path
-
-
-class FilesystemConfig(Model):
-    """A folder of a mounted file system."""
-
-    path: Annotated[
-        str,
-        Field(min_length=1, max_length=1024),
-        AfterValidator(_absolute),
-        Rule(
-            "self.matches('^(/[^/[:cntrl:]]+)+$') && !self.matches('/[.][.]?(/|$)')",
-            "must be the plain path of a folder, such as /var/lib/glimpse/images: absolute, "
-            "without . and .., no / at its end",
-        ),
-        immutable("path", "mount the disk with the bytes at the same path, or create another ImageStore"),
-    ]
-    """The folder, absolute; it must exist. Files of others in it are left alone."""
-    claim_name: Annotated[str | None, Field(max_length=253)] = None
-    """The PersistentVolumeClaim that is mounted there, for the reader; nothing is mounted by it."""
 
 
 class Filesystem:

@@ -15,6 +15,7 @@ from functools import cached_property
 from typing import Any, Final, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
+from glimpse.keystone import private
 from glimpse.problems import (
     DataLost,
     InvalidConfiguration,
@@ -393,30 +394,9 @@ class Client:
         return Session(session=self._private(Requests(), plugin.auth_url), timeout=self.patience), plugin
 
     def _private(self, session: Any, url: str) -> Any:
-        """A session of requests that reads no environment, and trusts what it is told in memory."""
-        from requests.adapters import HTTPAdapter
-
-        # urllib3 would trust the authorities of certifi besides, were they not left out here.
-        class Adapter(HTTPAdapter):
-            def cert_verify(self, *_: Any, **__: Any) -> None:
-                pass
-
-            def build_connection_pool_key_attributes(self, *arguments: Any, **named: Any) -> Any:
-                host, pool = super().build_connection_pool_key_attributes(*arguments, **named)
-                for name in ("cert_reqs", "ca_certs", "ca_cert_dir"):
-                    pool.pop(name, None)
-                return host, pool
-
-        scheme = urlsplit(url).scheme
-        # 30 ms for the authorities of a machine
-        context = ssl.create_default_context(cadata=self._ca_bundle) if scheme == "https" else None
-        adapter = Adapter(max_retries=0)
-        adapter.init_poolmanager(POOL, POOL, blocksize=CHUNK, ssl_context=context)
-        session.adapters.clear()  # what is https never goes on over http
-        session.mount(f"{scheme}://", adapter)
-        session.trust_env = False
-        session.max_redirects = 0
-        return session
+        """What is https never goes on over http."""
+        schemes = (urlsplit(url).scheme,)
+        return private(session, schemes, self._ca_bundle, connections=POOL, blocksize=CHUNK)
 
 
 class _Pieces:

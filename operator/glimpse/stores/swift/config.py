@@ -1,12 +1,12 @@
 """What an ImageStore and its Secret say of a Swift: where it is, and how one logs in."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Final, Literal
 
 from pydantic import AfterValidator, Field
 
+from glimpse import keystone
 from glimpse.api.base import Model, Quantity, Rule, immutable
-from glimpse.problems import SecretNotReadable
 from glimpse.stores.swift.places import LARGEST
 
 SEGMENT: Final = 32 << 20
@@ -88,46 +88,15 @@ class SwiftConfig(Model):
     """Make the containers at the first use, if they are missing."""
 
 
-def login(config: SwiftConfig, secret: Mapping[str, str]) -> Callable[[], Any]:
+def login(config: SwiftConfig, secret: Mapping[str, str]) -> keystone.Login:
     """Makes the plugin for keystoneauth. Raises SecretNotReadable now, if a key is missing."""
+    if config.auth_version == "3":
+        return keystone.login(config.auth_url, secret, "swift")
+    user, key = keystone.needed(secret, "user", "swift"), keystone.needed(secret, "key", "swift")
 
-    def need(key: str) -> str:
-        if not secret.get(key):
-            raise SecretNotReadable(f"key {key!r} of the store's Secret is missing; swift needs it here")
-        return secret[key]
+    def version_1() -> Any:
+        from swiftclient.authv1 import PasswordPlugin
 
-    if config.auth_version == "1":
-        user, key = need("user"), need("key")
+        return PasswordPlugin(config.auth_url, user, key)
 
-        def version_1() -> Any:
-            from swiftclient.authv1 import PasswordPlugin
-
-            return PasswordPlugin(config.auth_url, user, key)
-
-        return version_1
-    url = config.auth_url.rstrip("/")
-    url += "" if url.endswith("/v3") else "/v3"
-    if secret.get("applicationCredentialID"):
-        name, word = secret["applicationCredentialID"], need("applicationCredentialSecret")
-
-        def credential() -> Any:
-            from keystoneauth1.identity import v3
-
-            return v3.ApplicationCredential(url, application_credential_id=name, application_credential_secret=word)
-
-        return credential
-    user, word, project = need("username"), need("password"), need("projectName")
-
-    def password() -> Any:
-        from keystoneauth1.identity import v3
-
-        return v3.Password(
-            url,
-            username=user,
-            password=word,
-            project_name=project,
-            user_domain_name=secret.get("userDomainName") or "Default",
-            project_domain_name=secret.get("projectDomainName") or "Default",
-        )
-
-    return password
+    return version_1
