@@ -61,8 +61,6 @@ class Session:
         """Bytes that have come."""
         self.entry: HistoryEntry | None = None
         """The revision that it has become."""
-        self.finishing = False
-        """All has come, and it is seen what becomes of it."""
         self.over = False
         """It need not be held any longer."""
         self.patience: Patience | None = None
@@ -75,6 +73,7 @@ class Session:
         self._feed: Feed | None = None
         self._task: Fetch | None = None
         self._placed = False
+        self._expiry = timedelta(seconds=intake.settings.uploads.expiry)
         self._following = ExitStack()
         self._wake = asyncio.Event()
         follow = self._following.enter_context
@@ -114,7 +113,7 @@ class Session:
                         holder=self._me,
                         held_until=datetime.now(UTC) + LEASE,
                         asked_by=None,
-                        expires_at=datetime.now(UTC) + timedelta(seconds=self._intake.settings.uploads.expiry),
+                        expires_at=datetime.now(UTC) + self._expiry,
                     )
                     obj = await kube.patch_status(UPLOAD, obj, status.dump(), exact=True)
                     break
@@ -226,15 +225,11 @@ class Session:
     async def finish(self) -> None:
         """All has come: wait until it is a revision that is served. Raises Refusal."""
         assert self._feed  # noqa: S101 - it was opened
-        self.finishing = True
         try:
-            try:
-                await self._feed.end()
-            except Problem as problem:
-                await self._failed(problem)
-            await self._finished()
-        finally:
-            self.finishing = False
+            await self._feed.end()
+        except Problem as problem:
+            await self._failed(problem)
+        await self._finished()
 
     async def _finished(self) -> None:
         assert self.account  # noqa: S101 - it was taken
@@ -331,8 +326,7 @@ class Session:
 
     async def _renew(self) -> None:
         assert self.account  # noqa: S101 - it was taken
-        expiry = timedelta(seconds=self._intake.settings.uploads.expiry)
-        self.account.renew(lives=expiry if self.busy else None, held=LEASE)
+        self.account.renew(lives=self._expiry, held=LEASE)
         try:
             await self.account.write()
         except Gone:
@@ -351,7 +345,7 @@ class Session:
             self._intake.leave()
         if self.account and not self.account.status.outcome and self._why is None:
             self.account.release()
-            self.account.renew()
+            self.account.renew(lives=self._expiry)
             with suppress(ApiError):
                 await self.account.write()
         self._following.close()
