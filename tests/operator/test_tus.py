@@ -3,9 +3,11 @@
 import gzip
 import json
 from collections.abc import Callable
+from contextlib import closing, suppress
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from http.client import HTTPConnection
+from urllib.parse import urlsplit
 
 import pytest
 from tests.operator.support import Tenant, condition, content, digest, holds
@@ -167,8 +169,53 @@ def test_what_is_no_part(tenant: Tenant, sender: str) -> None:
         answer = tus.patch(1000, b"bytes", **headers)
         assert (answer.status, words in detail(answer)) == (status, True), (headers, answer.body)
     assert tus.patch(1000, DATA).status == 413
-    assert tus.offset() == 1000
-    tus.sent(1000, DATA[1000:])
+    assert chunked(tus, 1000, DATA[1000:] + DATA) == 413
+    at = tus.offset()
+    assert 1000 <= at <= len(DATA)
+    tus.sent(at, DATA[at:])
+    served(tenant, "a", sender, DATA)
+
+
+def chunked(tus: Tus, offset: int, data: bytes) -> int:
+    """Send a part without its length, in pieces; the status."""
+    parts = urlsplit(tus.url())
+    headers = {"Authorization": f"Bearer {tus.token}", "Upload-Offset": str(offset), **VERSION, **PART}
+    with closing(HTTPConnection(str(parts.hostname), parts.port, timeout=60)) as connection:
+        pieces = [data[start : start + 50_000] for start in range(0, len(data), 50_000)]
+        with suppress(OSError):  # an answer may come before the end
+            connection.request("PATCH", parts.path, iter(pieces), headers)
+        return connection.getresponse().status
+
+
+def test_without_a_length(tenant: Tenant, sender: str) -> None:
+    """A part may come in chunks, with a checksum too."""
+    waiting(tenant, "a")
+    tus = Tus(tenant, "a", sender).begun(len(DATA))
+    assert chunked(tus, 0, DATA[:1_000_000]) == 204
+    assert chunked(tus, 1_000_000, DATA[1_000_000:]) == 204
+    served(tenant, "a", sender, DATA)
+
+
+@pytest.mark.parametrize("more", [b"5\r\nbytes\r\n", None], ids=["more bytes", "no end"])
+def test_the_end_of_the_last_part(tenant: Tenant, sender: str, more: bytes | None) -> None:
+    """Where all bytes have come and their request ends badly, the image is made when the sender asks again."""
+    waiting(tenant, "a")
+    tus = Tus(tenant, "a", sender).begun(len(DATA))
+    parts = urlsplit(tus.url())
+    headers = {"Authorization": f"Bearer {tus.token}", "Upload-Offset": "0", **VERSION, **PART}
+    with closing(HTTPConnection(str(parts.hostname), parts.port, timeout=60)) as connection:
+        connection.putrequest("PATCH", parts.path)
+        for name, value in (headers | {"Transfer-Encoding": "chunked"}).items():
+            connection.putheader(name, value)
+        connection.endheaders()
+        connection.send(b"%x\r\n%b\r\n" % (len(DATA) - 3, DATA[:-3]))
+        wait_until("the bytes", lambda: tus.offset() == len(DATA) - 3, timeout=60)
+        connection.send(b"3\r\n%b\r\n" % DATA[-3:])
+        wait_until("the last ones", lambda: tus.ask("HEAD").status == 423, timeout=60)
+        if more:
+            connection.send(more)
+            assert connection.getresponse().status == 413
+    wait_until("the revision", lambda: tus.ask("HEAD").headers["ETag"] == f'"{digest(DATA)}"', timeout=60)
     served(tenant, "a", sender, DATA)
 
 

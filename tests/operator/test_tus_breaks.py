@@ -33,8 +33,9 @@ BEHIND = 8 << 20
 
 @pytest.fixture
 def replica(cluster: Cluster, tmp_path: Path) -> Iterator[Glimpse]:
-    """A second replica of the gateway, with a place for one worker."""
-    second = Glimpse(tmp_path / "replica", cluster=cluster, settings=SETTINGS | {"GLIMPSE_UPLOADS__AT_ONCE": "1"})
+    """A second replica of the gateway, with a place for one worker, which waits for longer than any test."""
+    more = {"GLIMPSE_UPLOADS__AT_ONCE": "1", "GLIMPSE_UPLOADS__LINGER": "900"}
+    second = Glimpse(tmp_path / "replica", cluster=cluster, settings=SETTINGS | more)
     second.launch("gateway")
     try:
         second.await_ready("gateway")
@@ -171,22 +172,22 @@ def test_what_was_kept_is_damaged(tenant: Tenant, sender: str) -> None:
 
 
 def test_another_replica_takes_it_over(tenant: Tenant, sender: str, replica: Glimpse) -> None:
-    """Between two parts at once, and without a byte that is lost; amid one it waits for its turn."""
-    tus = half(tenant, sender)
-    other = Tus(tenant, "a", sender, tus.path, replica.installation.gateway_url)
-    assert workers(tenant)
+    """Between two parts at once, though the worker waits for more; amid one it waits for its turn."""
+    waiting(tenant, "a")
+    first = Tus(tenant, "a", sender, gateway=replica.installation.gateway_url).begun(len(DATA))
+    first.sent(0, DATA[:HALF], 6_000_000)
+    other = Tus(tenant, "a", sender, first.path)
     at = other.offset()
     assert HALF - BEHIND <= at <= HALF
-    assert workers(tenant) == []
     other.sent(at, DATA[at : at + 1_000_000])
     with other.sending(at + 1_000_000, len(DATA) - at - 1_000_000) as connection:
         connection.send(DATA[at + 1_000_000 : at + 1_500_000])
         wait_until("the bytes", lambda: other.offset() == at + 1_500_000, timeout=60)
-        assert tus.patch(at + 1_500_000, b"x").status == 423
+        assert first.patch(at + 1_500_000, b"x").status == 423
         connection.send(DATA[at + 1_500_000 :])
         assert connection.getresponse().status == 204
     served(tenant, "a", sender, DATA)
-    assert tus.offset() == len(DATA)
+    assert first.offset() == len(DATA)
 
 
 def test_another_replica_dies(tenant: Tenant, sender: str, replica: Glimpse) -> None:
@@ -233,6 +234,20 @@ def test_a_dead_gateway_leaves_nothing(tenant: Tenant, sender: str) -> None:
     finally:
         tenant.glimpse.launch("gateway")
         tenant.glimpse.await_ready("gateway")
+
+
+def test_an_upload_that_is_ended_without_an_operator(tenant: Tenant, sender: str) -> None:
+    """A gateway removes what its own worker has left of an upload that nobody wants any more."""
+    tus = half(tenant, sender)
+    store = tenant.specs["a"]["stores"][0]
+    tenant.glimpse.kill("operator")
+    try:
+        assert tenant.leftover(store)
+        tenant.delete(tus.name, "ImageUpload")
+        wait_until("an empty store", lambda: tenant.leftover(store) == [], timeout=60)
+    finally:
+        tenant.glimpse.launch("operator")
+        tenant.glimpse.await_ready("operator")
 
 
 @contextmanager

@@ -182,9 +182,13 @@ class Session:
 
     async def open(self) -> None:
         """See that there is a worker that takes bytes, from `offset` on. Raises Refusal."""
-        if self.entry or (self._feed and not self._feed.over):
+        if self.entry:
             return
         assert self.account  # noqa: S101 - it was taken
+        if self._feed and not self._feed.over:
+            if self.complete:  # the request that brought the last byte has not ended well
+                await self.finish()
+            return
         assert self._grant  # noqa: S101 - the same
         await self._stop()
         self._found = understood(self._image.obj)
@@ -204,6 +208,11 @@ class Session:
             await self._finished()
         else:
             self.offset = self.account.offset = start
+
+    @property
+    def complete(self) -> bool:
+        """Whether all bytes have come; what becomes of them is another question."""
+        return self.account is not None and self.offset == self.account.spec.size
 
     async def write(self, data: bytes) -> None:
         """Hand on the next bytes. Raises Refusal."""

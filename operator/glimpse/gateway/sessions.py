@@ -38,9 +38,9 @@ class Sessions:
         await asyncio.gather(*map(self._let_go, resting))
 
     def sending(self, namespace: str, name: str, upload: str) -> Session | None:
-        """The session of an upload whose bytes come here right now."""
+        """The session of an upload whose bytes come here right now, and of which some are missing."""
         session = self._held.get((namespace, name, upload))
-        return session if session and session.busy and session.patience else None
+        return session if session and session.patience and not session.complete else None
 
     @asynccontextmanager
     async def turn(self, namespace: str, name: str, upload: str, *, opened: bool = True) -> AsyncIterator[Session]:

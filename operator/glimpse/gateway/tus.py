@@ -175,7 +175,7 @@ class Tus:
                     left -= len(chunk)
                     await session.write(chunk)
         session.patience = None
-        if session.offset == session.account.spec.size:
+        if session.complete:
             await session.finish()
 
     async def _checked(self, request: web.Request, session: Session, left: int, checksum: tuple[str, bytes]) -> None:
