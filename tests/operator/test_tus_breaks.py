@@ -201,6 +201,21 @@ def test_another_replica_dies(tenant: Tenant, sender: str, replica: Glimpse) -> 
     go_on(tus)
 
 
+def test_another_replica_is_stopped(tenant: Tenant, sender: str, replica: Glimpse) -> None:
+    """It lets go of what it has in hand, so nobody waits for its lease; a part that comes then is to come again."""
+    waiting(tenant, "a")
+    other = Tus(tenant, "a", sender, gateway=replica.installation.gateway_url).begun(len(DATA))
+    with other.sending(0, len(DATA)) as connection:
+        connection.send(DATA[:HALF])
+        wait_until("the bytes", lambda: other.offset() == HALF, timeout=90)
+        replica.processes.pop("gateway").stop(grace=15)
+        assert connection.getresponse().status == 503
+    tus = Tus(tenant, "a", sender, other.path)
+    assert "holder" not in tus.account()
+    assert tus.ask("HEAD").status == 200
+    go_on(tus)
+
+
 def test_places_for_workers(tenant: Tenant, sender: str, replica: Glimpse) -> None:
     """A worker that only waits for the next part gives its place to others; one that is at work does not."""
     for name in ("a", "b"):
