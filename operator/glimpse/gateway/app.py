@@ -25,13 +25,16 @@ from glimpse.gateway.copies import Threads
 from glimpse.gateway.door import Closed, Door, Room, listen, spare
 from glimpse.gateway.download import Downloads
 from glimpse.gateway.events import Events
+from glimpse.gateway.intake import Intake
 from glimpse.gateway.keys import Keys
 from glimpse.gateway.linking import Linking
 from glimpse.gateway.links import Links
 from glimpse.gateway.listing import Listing
 from glimpse.gateway.meters import Meters
 from glimpse.gateway.refusals import Refusal, refuse
+from glimpse.gateway.sessions import Sessions
 from glimpse.gateway.tls import Certificate
+from glimpse.gateway.tus import Tus
 from glimpse.gateway.upload import Upload
 from glimpse.kube import Kube
 from glimpse.login import LoginError
@@ -40,7 +43,7 @@ from glimpse.settings import Settings
 log: Final = logging.getLogger(__name__)
 
 PROBES: Final = ("/healthz", "/readyz", "/metrics")
-METHODS: Final = ("GET", "HEAD", "POST", "PUT")
+METHODS: Final = ("DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT")
 """Those that are counted by their names: others may be anything."""
 KEEP_ALIVE: Final = 75.0
 """Seconds that a connection may rest between two requests."""
@@ -97,9 +100,12 @@ async def serve(settings: Settings, kube: Kube) -> AsyncIterator[tuple[str, int]
     links = Links(keys, settings.gateway_url, settings.links.maximum)
     admission = Admission(catalog, access, links, anonymous=settings.gateway_anonymous)
     app.add_routes(Downloads(catalog, admission, threads, meters).routes())
-    upload = Upload(settings, kube, catalog, access, admission)
-    app.add_routes(upload.routes())
-    app.on_cleanup.append(upload.close)
+    intake = Intake(settings, kube, catalog, access, admission)
+    sessions = Sessions(intake)
+    app.add_routes(Upload(intake).routes())
+    app.add_routes(Tus(intake, sessions).routes())
+    app.on_shutdown.append(sessions.close)
+    app.on_cleanup.append(intake.close)
     app.add_routes(Linking(admission, links, patience=settings.gateway_idle).routes())
     app.add_routes(Listing(catalog.index, access).routes())
     events = Events(catalog.index, access, meters, settings.gateway_idle)
