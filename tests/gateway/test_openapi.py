@@ -10,7 +10,7 @@ from glimpse.gateway import openapi
 from glimpse.gateway.item import FIELDS
 from servers.shelf import Shelf, ask
 
-PARTS = {"namespace": "team-a", "name": "debian", "file": "1"}
+PARTS = {"namespace": "team-a", "name": "debian", "file": "1", "upload": "a"}
 
 
 @pytest.fixture
@@ -32,11 +32,16 @@ def test_it_is_valid(document: dict[str, Any], gateway: str) -> None:
 def test_each_route_is_in_it_and_each_path_is_a_route(document: dict[str, Any], gateway: str) -> None:
     """The gateway itself says which methods each of the paths has: those of the document. No description is left."""
     for path, operations in document["paths"].items():
-        answer = ask(gateway + path.format(**PARTS), method="DELETE")
+        answer = ask(gateway + path.format(**PARTS), method="TRACE")
         assert answer.status == 405, path
         allowed = {method.strip().lower() for method in answer.headers["Allow"].split(",")}
         assert allowed == set(operations), path
-    named = {(method.upper(), path) for path, each in document["paths"].items() for method in each if method != "head"}
+    named = {
+        (method.upper(), path)
+        for path, each in document["paths"].items()
+        for method in each
+        if method != "head" or "get" not in each  # which brings it
+    }
     assert named == set(openapi._SAID)
 
 

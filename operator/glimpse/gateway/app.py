@@ -28,6 +28,7 @@ from glimpse.gateway.copies import Threads
 from glimpse.gateway.door import Door, Place, Room, listen, spare
 from glimpse.gateway.download import Downloads
 from glimpse.gateway.events import Events
+from glimpse.gateway.intake import Intake
 from glimpse.gateway.keys import Keys
 from glimpse.gateway.linking import Linking
 from glimpse.gateway.links import Links
@@ -36,7 +37,9 @@ from glimpse.gateway.meters import Meters
 from glimpse.gateway.redirect import Redirects
 from glimpse.gateway.refusals import Refusal, refuse
 from glimpse.gateway.sending import Sending
+from glimpse.gateway.sessions import Sessions
 from glimpse.gateway.tls import Certificate
+from glimpse.gateway.tus import Tus
 from glimpse.gateway.upload import Upload
 from glimpse.kube import Kube
 from glimpse.login import LoginError
@@ -45,7 +48,7 @@ from glimpse.settings import Settings
 log: Final = logging.getLogger(__name__)
 
 PROBES: Final = ("/healthz", "/readyz", "/metrics")
-METHODS: Final = ("GET", "HEAD", "POST", "PUT")
+METHODS: Final = ("DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT")
 """Those that are counted by their names: others may be anything."""
 KEEP_ALIVE: Final = 75.0
 """Seconds that a connection may rest between two requests."""
@@ -108,16 +111,23 @@ async def serve(settings: Settings, kube: Kube) -> AsyncIterator[tuple[str, int]
     redirects = Redirects(catalog.places, threads, meters, settings.gateway_redirect, secure=secure)
     bandwidth = Bandwidth(settings.gateway_bandwidth, settings.gateway_client_bandwidth)
     sending = Sending(catalog, access, threads, meters, bandwidth)
-    app.add_routes(Downloads(catalog, admission, redirects, sending).routes())
-    upload = Upload(settings, kube, catalog, access, admission)
-    app.add_routes(upload.routes())
-    app.on_cleanup.append(upload.close)
-    app.add_routes(Linking(admission, links, patience=settings.gateway_idle).routes())
-    app.add_routes(Listing(catalog.index, access).routes())
+    intake = Intake(settings, kube, catalog, access, admission)
+    sessions = Sessions(intake)
     events = Events(catalog.index, access, meters, settings.gateway_idle)
-    app.add_routes(events.routes())
-    app.on_shutdown.append(events.close)
-    app.add_routes([*_probes(catalog, meters), *openapi.routes(app, settings.gateway_url)])
+    app.add_routes(
+        [
+            *Downloads(catalog, admission, redirects, sending).routes(),
+            *Upload(intake).routes(),
+            *Tus(intake, sessions).routes(),
+            *Linking(admission, links, patience=settings.gateway_idle).routes(),
+            *Listing(catalog.index, access).routes(),
+            *events.routes(),
+            *_probes(catalog, meters),
+            *openapi.routes(app, settings.gateway_url),
+        ]
+    )
+    app.on_shutdown.extend((sessions.close, events.close))
+    app.on_cleanup.append(intake.close)
     app.on_response_prepare.append(_sign)
     runner = web.AppRunner(app, shutdown_timeout=settings.gateway_drain)
     await runner.setup()

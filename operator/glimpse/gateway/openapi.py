@@ -7,7 +7,6 @@ served, so that the document cannot say anything else; a route that nobody has d
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
-from http import HTTPStatus
 from importlib.metadata import version
 from typing import Annotated, Any, Final, NamedTuple
 
@@ -21,7 +20,7 @@ from glimpse.gateway.index import SORTS
 from glimpse.gateway.item import FIELDS, encode
 from glimpse.gateway.linking import Wish
 from glimpse.gateway.query import CONTROLS, FILTERS, LIMIT, MOST, NAMESPACES
-from glimpse.gateway.refusals import PROBLEM
+from glimpse.gateway.refusals import PROBLEM, title_of
 
 Json = dict[str, Any]
 
@@ -30,6 +29,8 @@ _LIST: Final = "/v1/images"
 _SERVED: Final = "/v1/namespaces/{namespace}/images/{file}"
 _REVISION: Final = "/v1/namespaces/{namespace}/images/{name}/revisions/{file}"
 _LINKS: Final = "/v1/namespaces/{namespace}/images/{name}/links"
+_UPLOADS: Final = "/v1/namespaces/{namespace}/images/{name}/uploads"
+_UPLOAD: Final = _UPLOADS + "/{upload}"
 _GROUP: Final = re.compile(r"\(\?P<(\w+)>([^()]*)\)")
 _TOKEN: Final[tuple[Json, ...]] = ({"bearer": []}, {"basic": []})
 _LINK: Final[tuple[Json, ...]] = ({"link": []},)
@@ -128,8 +129,9 @@ class Said(NamedTuple):
     """About the parts of the path."""
 
 
-def _header(name: str, words: str, **schema: Any) -> Json:
-    return {"name": name, "in": "header", "description": words, "schema": {"type": "string", **schema}}
+def _header(name: str, words: str, *, required: bool = False, **schema: Any) -> Json:
+    found = {"name": name, "in": "header", "description": words, "schema": {"type": "string", **schema}}
+    return found | ({"required": True} if required else {})
 
 
 def _query(name: str, words: str, schema: Mapping[str, Any], **more: Any) -> Json:
@@ -205,6 +207,30 @@ _NAMES: Final = {
 }
 _NUMBER: Final = {**_NAMES, "file": "The revision's number; for its checksum file with `.sha256` and so on after it."}
 
+_PARTS: Final = {**_NAMES, "upload": "The last part of the `Location` that began it."}
+_STATE: Final = {
+    "Tus-Resumable": "The version that is spoken.",
+    "Upload-Offset": "Bytes that are there.",
+    "Upload-Expires": "When it is given up, if nothing more comes.",
+}
+_SPOKEN: Final = _header("Tus-Resumable", "The version that is spoken.", enum=["1.0.0"], required=True)
+_MORE: Final = (
+    _SPOKEN,
+    _header("Upload-Offset", "Bytes that are there.", pattern="^[0-9]{1,18}$"),
+    _header("Upload-Checksum", "An algorithm, a space, and base64: of this part."),
+)
+_PATCHED: Final = (400, 401, 403, 404, 408, 409, 412, 413, 415, 422, 429, 460, 503, 507)
+_PART: Final[Json] = {
+    "required": True,
+    "content": {"application/offset+octet-stream": {"schema": {"type": "string", "format": "binary"}}},
+}
+_TUS: Final = Said(
+    "What of tus is spoken",
+    {204: _answer("This.", headers={"Tus-Version": "The version.", "Tus-Extension": "Its extensions."})},
+    security=(),
+    words=_PARTS,
+)
+
 _SAID: Final[Mapping[tuple[str, str], Said]] = {
     ("GET", _SERVED): Said(
         "The revision that is served",
@@ -242,6 +268,52 @@ _SAID: Final[Mapping[tuple[str, str], Said]] = {
         ),
         body={"required": True, "content": {"application/octet-stream": {"schema": {"type": "string"}}}},
         words=_NAMES | {"file": "The Image's name."},
+    ),
+    ("OPTIONS", _UPLOADS): _TUS,
+    ("OPTIONS", _UPLOAD): _TUS,
+    ("POST", _UPLOADS): Said(
+        "Begin an upload in parts (tus 1.0), also with a first part",
+        {201: _answer("It has begun.", headers=_STATE | {"Location": "Where its parts go."})},
+        (400, 401, 403, 404, 408, 409, 412, 413, 415, 422, 429, 460, 503, 507),
+        (
+            _SPOKEN,
+            _header("Upload-Length", "Bytes of the whole.", pattern="^[0-9]{1,18}$", required=True),
+            _header("Upload-Metadata", "What the sender says of its file."),
+            _header("Upload-Checksum", "An algorithm, a space, and base64: of the first part."),
+            _header("Repr-Digest", "What the bytes of the whole must be (RFC 9530)."),
+        ),
+        body=_PART | {"required": False},
+        words=_NAMES,
+    ),
+    ("HEAD", _UPLOAD): Said(
+        "How far it is",
+        {200: _answer("So far.", headers=_STATE | {"Upload-Length": "Bytes of the whole."})},
+        (401, 403, 404, 409, 412, 429, 503),
+        (_SPOKEN,),
+        words=_PARTS,
+    ),
+    ("PATCH", _UPLOAD): Said(
+        "The next part; with the last one the image is served",
+        {204: _answer("It is there.", headers=_STATE)},
+        _PATCHED,
+        _MORE,
+        body=_PART,
+        words=_PARTS,
+    ),
+    ("DELETE", _UPLOAD): Said(
+        "End it; nothing of it stays",
+        {204: _answer("It has ended.")},
+        (401, 403, 404, 409, 412, 429, 503),
+        (_SPOKEN,),
+        words=_PARTS,
+    ),
+    ("POST", _UPLOAD): Said(
+        "PATCH, DELETE or HEAD, for clients that can only POST",
+        {200: _answer("As HEAD.", headers=_STATE), 204: _answer("As the others.", headers=_STATE)},
+        (*_PATCHED, 405),
+        (_header("X-HTTP-Method-Override", "Which of them.", enum=["PATCH", "DELETE", "HEAD"]), *_MORE),
+        body=_PART | {"required": False},
+        words=_PARTS,
     ),
     ("POST", _LINKS): Said(
         "A signed link, for clients that cannot send a token",
@@ -295,7 +367,7 @@ def document(router: web.UrlDispatcher, url: str) -> Json:
     """The document. Raises KeyError for a route that is not described here."""
     paths: dict[str, Json] = {}
     for method, path, parts in _operations(router):
-        said = _SAID["GET" if method == "HEAD" else method, path]
+        said = _SAID.get((method, path)) or _SAID["GET" if method == "HEAD" else method, path]
         paths.setdefault(path, {})[method.lower()] = _operation(method, said, parts)
     return {
         "openapi": "3.1.0",
@@ -337,7 +409,7 @@ def _operation(method: str, said: Said, parts: Mapping[str, str]) -> Json:
         }
     for status in sorted({*said.refused, *_ANYWHERE} - ({416} if method == "HEAD" else set())):
         kind, schema = ("", None) if method == "HEAD" else (PROBLEM, _ref("Problem"))
-        answers[str(status)] = _answer(HTTPStatus(status).phrase, kind, schema, _HEADERS.get(status))
+        answers[str(status)] = _answer(title_of(status), kind, schema, _HEADERS.get(status))
     operation: Json = {
         "summary": said.summary,
         "parameters": [*_path(parts, said.words), *said.parameters],

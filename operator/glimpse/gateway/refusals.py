@@ -13,6 +13,8 @@ from aiohttp import web
 PROBLEM: Final = "application/problem+json"
 NOT_FOUND: Final = "There is no such image, or you may not download it."
 """The same words for what is not there and for what the caller may not see."""
+MISMATCH: Final = (460, "Checksum Mismatch")
+"""A status that only tus knows (its extension `checksum`), with its words."""
 LATER: Final = 5
 """Seconds after which a caller may ask again, where nothing better is known."""
 SOON: Final = 1
@@ -36,9 +38,11 @@ class Refusal(Exception):  # noqa: N818 - it is an answer, not a fault of ours
 
 def refuse(status: int, detail: str, headers: Mapping[str, str] | None = None) -> web.Response:
     """The answer for one refusal."""
-    body = {"type": "about:blank", "title": HTTPStatus(status).phrase, "status": status, "detail": detail}
+    title = title_of(status)
+    body = {"type": "about:blank", "title": title, "status": status, "detail": detail}
     response = web.Response(
         status=status,
+        reason=title,
         body=json.dumps(body).encode() + b"\n",
         content_type=PROBLEM,
         headers=headers,
@@ -49,3 +53,13 @@ def refuse(status: int, detail: str, headers: Mapping[str, str] | None = None) -
         response.headers.add("WWW-Authenticate", 'Bearer realm="glimpse"')
         response.headers.add("WWW-Authenticate", 'Basic realm="glimpse", charset="UTF-8"')
     return response
+
+
+def title_of(status: int) -> str:
+    """The words of a status."""
+    return MISMATCH[1] if status == MISMATCH[0] else HTTPStatus(status).phrase
+
+
+def away() -> Refusal:
+    """The API server cannot be asked."""
+    return Refusal(503, "The API server does not answer at the moment.", retry_after=LATER)
