@@ -407,7 +407,9 @@ def _operation(method: str, said: Said, parts: Mapping[str, str]) -> Json:
             for status, answer in answers.items()
             if status != "206"
         }
-    for status in sorted({*said.refused, *_ANYWHERE} - ({416} if method == "HEAD" else set())):
+    for status in sorted(
+        {*said.refused, *_ANYWHERE, *((404,) if parts else ())} - ({416} if method == "HEAD" else set())
+    ):
         kind, schema = ("", None) if method == "HEAD" else (PROBLEM, _ref("Problem"))
         answers[str(status)] = _answer(title_of(status), kind, schema, _HEADERS.get(status))
     operation: Json = {
