@@ -8,6 +8,7 @@ import schemathesis
 
 from glimpse.gateway import openapi
 from glimpse.gateway.item import FIELDS
+from glimpse.gateway.operations import SAID
 from servers.shelf import Shelf, ask
 
 PARTS = {"namespace": "team-a", "name": "debian", "file": "1", "upload": "a"}
@@ -42,7 +43,7 @@ def test_each_route_is_in_it_and_each_path_is_a_route(document: dict[str, Any], 
         for method in each
         if method != "head" or "get" not in each  # which brings it
     }
-    assert named == set(openapi._SAID)
+    assert named == set(SAID)
 
 
 def test_parts_of_a_path_are_as_the_router_has_them(document: dict[str, Any]) -> None:
