@@ -40,6 +40,7 @@ bench: programs ## Measure against curl, aria2c, nginx and others; STORES=all or
 	@$(STEP) "bench" $(PYTHON) $(if $(filter gateway,$(MAKECMDGOALS)),bench/gateway.py,$(if $(STORES),bench/stores.py $(STORES),bench/bench.py)) $(ARGS)
 
 gateway: bench ## As in `make bench gateway`: measure the gateway alone against nginx; writes its table
+	@:
 
 kills: programs ## kill -9 at random moments while images are imported; RUNS=30, SEED=… repeats one
 	@$(STEP) "kills" $(PYTHON) e2e/kills.py --runs $(or $(RUNS),30) $(if $(SEED),--seed $(SEED))

@@ -15,6 +15,13 @@ from servers.glimpse import Glimpse
 from servers.shelf import Shelf, Shown, ask
 
 STATUS = re.compile(rb"^HTTP/1\.[01] ([0-9]{3}) ", re.MULTILINE)
+TUS = {
+    "Tus-Resumable": "1.0.0",
+    "Upload-Length": "2",
+    "Upload-Offset": "0",
+    "Content-Type": "application/offset+octet-stream",
+    "X-HTTP-Method-Override": "HEAD",
+}
 SECOND = b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
 
 
@@ -201,12 +208,14 @@ def test_another_tenant_s_token(gateway: str, shelf: Shelf, image: Shown) -> Non
     for path, operations in document["paths"].items():
         if "{namespace}" not in path:
             continue
-        for method in map(str.upper, operations):
+        for method in {each.upper() for each in operations} - {"OPTIONS"}:  # which speaks of the protocol alone
             answers = []
             for name in (image.name, "no-such-image"):
-                parts = {"namespace": image.namespace, "name": name, "file": "1" if "revisions" in path else name}
-                url = f"{gateway}{path.format(**parts)}?uid={image.uid}"
-                got = ask(url, token=stranger, method=method, body=b"{}" if method in ("PUT", "POST") else None)
+                file = "1" if "revisions" in path else name
+                where = path.format(namespace=image.namespace, name=name, file=file, upload=f"{name}-0123456789")
+                body = b"{}" if method in ("PUT", "POST", "PATCH") else None
+                url = f"{gateway}{where}?uid={image.uid}"
+                got = ask(url, token=stranger, method=method, body=body, headers=TUS)
                 answers.append((got.status, got.body, sorted(set(got.headers) - {"Date"})))
             assert answers[0] == answers[1], (method, path)
             assert answers[0][0] == 404
