@@ -26,6 +26,7 @@ import shapes
 import transfers
 from rich.console import Console
 
+from gateway import HEADING
 from servers import ROOT, tool
 from servers.glimpse import Glimpse
 from servers.kube import Cluster, Kube, Object
@@ -326,7 +327,8 @@ def main() -> int:
     page = bench.page()
     console.print(page, markup=False)
     if not arguments.dry:
-        PAGE.write_text(page)
+        kept = PAGE.read_text().partition(HEADING)
+        PAGE.write_text(page + "".join(("\n", *kept[1:]) if kept[1] else ""))
     return 0
 
 

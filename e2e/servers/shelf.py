@@ -19,12 +19,14 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 from urllib.parse import urlsplit
 
-from glimpse.api.base import Condition
+from pydantic import SecretStr
+
+from glimpse.api.base import SECRET_USE, Condition
 from glimpse.api.image import Artifact, HistoryEntry, ImageStatus, StoreStatus
 from glimpse.api.store import ImageStoreStatus
 from glimpse.stores import Store, open_store
 from glimpse.tasks import Record, StoreRef
-from servers.kube import Cluster
+from servers.kube import NAMESPACE, Cluster
 
 INSTALLATION: Final = "tests"
 SINCE: Final = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
@@ -141,12 +143,32 @@ class Shelf:
             self.folder(name).mkdir(parents=True)
         config = {"path": str(self.folder(name))}
         ref = StoreRef(name=name, driver="filesystem", config=config, installation=INSTALLATION)
-        self._stores[name] = open_store(ref)
-        o = {"apiVersion": "glimpse.dev/v1alpha1", "kind": "ImageStore", "metadata": {"name": name}}
-        self.cluster.apply(o | {"spec": {"filesystem": config, "weight": weight}})
+        return self._shown(ref, {"weight": weight}, ready=ready)
+
+    def remote(
+        self, driver: str, config: Mapping[str, Any], secret: Mapping[str, str], *, ca: str | None = None
+    ) -> str:
+        """A new store on a server; its name. `ca`: who signed the server's certificate, in PEM."""
+        name = f"shelf-{uuid.uuid4().hex[:8]}"
+        spec: dict[str, Any] = {"secretRef": {"name": name}}
+        meta = {"name": name, "namespace": NAMESPACE, "labels": {SECRET_USE: "store"}}
+        self.cluster.apply({"apiVersion": "v1", "kind": "Secret", "metadata": meta, "stringData": dict(secret)})
+        if ca:
+            spec["caBundleRef"] = {"configMap": name}
+            self.cluster.apply({"apiVersion": "v1", "kind": "ConfigMap", "metadata": meta, "data": {"ca.crt": ca}})
+        hidden = {key: SecretStr(value) for key, value in secret.items()}
+        ref = StoreRef(
+            name=name, driver=driver, config=dict(config), secret=hidden, ca_bundle=ca, installation=INSTALLATION
+        )
+        return self._shown(ref, spec)
+
+    def _shown(self, ref: StoreRef, spec: Mapping[str, Any], *, ready: bool = True) -> str:
+        self._stores[ref.name] = open_store(ref)
+        o = {"apiVersion": "glimpse.dev/v1alpha1", "kind": "ImageStore", "metadata": {"name": ref.name}}
+        self.cluster.apply(o | {"spec": {ref.driver: ref.config, **spec}})
         said = _condition("Ready", ready)
         self._status(o, ImageStoreStatus(observed_generation=1, conditions=(said,), installation=INSTALLATION).dump())
-        return name
+        return ref.name
 
     def folder(self, store: str) -> Path:
         """Where a store has its files."""

@@ -34,9 +34,11 @@ http {{
     listen 127.0.0.1:{port}{tls};
     location = /.ready {{ return 204; }}
     location / {{ root {root}; autoindex on; {rate} }}
+    {dav}
   }}
 }}
 """
+_DAV: Final = "dav_methods PUT; create_full_put_path on; client_max_body_size 0;"
 
 
 @dataclass(frozen=True)
@@ -64,16 +66,19 @@ class Web(Server[Site]):
         root: Path | None = None,
         ca: trustme.CA | None = None,
         rate: int | None = None,
+        dav: bool = False,
         detached: bool = False,
     ) -> None:
         """`root`: the folder to serve, made if missing; by default `files` in the server's own.
 
         `rate`: bytes per second of one connection, at most; None: as fast as it goes.
+        `dav`: whether files can be put into the folder `put`.
         """
         super().__init__(folder, detached=detached)
         self._root = root or folder / "files"
         self._ca = ca
         self._rate = rate
+        self._dav = dav
 
     def start(self) -> Site:
         """Start nginx. Raises Missing, ServerError."""
@@ -94,8 +99,9 @@ class Web(Server[Site]):
             self.site = Site(f"http{'s' if tls else ''}://127.0.0.1:{port}", self._root, ca_file)
             config = self.folder / "nginx.conf"
             rate = f"limit_rate {self._rate};" if self._rate else ""
+            dav = f"location /put/ {{ root {self._root}; {_DAV} }}" if self._dav else ""
             config.write_text(
-                _CONFIG.format(folder=self.folder, root=self._root, port=port, tls=tls, user=user, rate=rate)
+                _CONFIG.format(folder=self.folder, root=self._root, port=port, tls=tls, user=user, rate=rate, dav=dav)
             )
             process = self.spawn("nginx", [nginx, "-e", "stderr", "-p", self.folder, "-c", config])
             try:

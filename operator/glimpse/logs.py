@@ -22,6 +22,8 @@ _SECRETS: Final = (
     (re.compile(r"\b(signature=)[^\s&\"']++", re.IGNORECASE), r"\1***"),  # of a query without its address
 )
 """The last line of defence: what comes this far is a mistake somewhere else."""
+_HINT: Final = re.compile(r"bearer|basic|eyJ|://|signature=", re.IGNORECASE)
+"""What each of them has; most lines have none of it."""
 
 _QUIET: Final = {
     # kopf tells of each handler that it calls, and logs to its objects are what it would post as Events.
@@ -60,7 +62,7 @@ class About(logging.LoggerAdapter[logging.Logger]):
 
 def redact(text: str) -> str:
     """The text with everything masked that looks like a credential."""
-    for pattern, instead in _SECRETS:
+    for pattern, instead in _SECRETS if _HINT.search(text) else ():
         text = pattern.sub(instead, text)
     return text
 

@@ -216,7 +216,7 @@ class Settings(BaseSettings):
     """The file with its key (PEM, without a password); in a Secret of the type `kubernetes.io/tls` they are `tls.crt`
     and `tls.key`."""
     gateway_connections: int = Field(default=4096, ge=1)
-    """Connections that the gateway has open at once, at most; half of the files that the process may open
+    """Connections that the gateway has open at once, at most; two in five of the files that the process may open
     (RLIMIT_NOFILE) if that is less."""
     gateway_client_connections: int = Field(default=256, ge=0)
     """Connections of one client address (of IPv6: one /64) at once. 0: any number, for a gateway whose clients all
@@ -232,6 +232,15 @@ class Settings(BaseSettings):
     """Seconds that running downloads get to come to their end when the gateway is stopped."""
     gateway_anonymous: bool = False
     """Let those who send no token download images with `visibility: public`."""
+    gateway_bandwidth: int = Field(default=0, ge=0)
+    """Bytes per second that one replica of the gateway may send to all who download, in equal shares for those who do
+    (a token's user; an address where there is no token), whoever has use for more taking what others leave. 0: any
+    number."""
+    gateway_client_bandwidth: int = Field(default=0, ge=0)
+    """Bytes per second that one replica may send to each of them. 0: any number."""
+    gateway_redirect: Literal["off", "asked", "always"] = "off"
+    """Whether the gateway may send a download to the store's own server, where its ImageStore has a `publicEndpoint`:
+    `asked`: if the client says `?redirect=true`; `always`: unless he says `?redirect=false`."""
     progress_interval: float = Field(default=5.0, gt=0)
     """Seconds between two writes of a transfer's progress to status, at least."""
     secret_interval: float = Field(default=60.0, gt=0)

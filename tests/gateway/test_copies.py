@@ -15,7 +15,7 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-from glimpse.gateway.copies import Part, Threads, cached, fetch
+from glimpse.gateway.copies import Threads, Wanted, cached, fetch
 from glimpse.gateway.ranges import Span
 from glimpse.problems import DataLost, NotFound, StoreUnavailable
 from glimpse.stores import Store
@@ -205,19 +205,33 @@ def rest(connection: socket.socket) -> bytes:
 # --- stores without files
 
 
+class Counted:
+    """A meter without limits."""
+
+    pace = None
+
+    def __init__(self) -> None:
+        self.sent = 0
+
+    def count(self, sent: int, /) -> None:
+        """So many more."""
+        self.sent += sent
+
+
 @asynccontextmanager
-async def sending(store: Store, part: Part) -> AsyncIterator[str]:
-    """A server that sends this part of a store; its URL."""
+async def sending(store: Store, wanted: Wanted, *spans: Span) -> AsyncIterator[str]:
+    """A server that sends these parts of an object; its URL."""
     threads = Threads()
-    counted: list[float] = []
+    meter = Counted()
 
     async def send(request: web.Request) -> web.StreamResponse:
-        async with threads.open(store, part) as copy:
+        async with threads.open(store, wanted, spans[0]) as copy:
             response = web.StreamResponse()
-            response.content_length = part.span.length
+            response.content_length = sum(span.length for span in spans)
             await response.prepare(request)
-            await copy.send(request, response, counted.append)
-            assert sum(counted) == part.span.length
+            for span in spans:
+                await copy.send(request, response, span, meter)
+            assert meter.sent == response.content_length
             return response
 
     app = web.Application()
@@ -233,7 +247,7 @@ async def sending(store: Store, part: Part) -> AsyncIterator[str]:
 
 
 @pytest.fixture
-def pulled(tmp_path: Path) -> tuple[Store, Part]:
+def pulled(tmp_path: Path) -> tuple[Store, Wanted]:
     """A store without files, with DATA in it."""
     place = str(tmp_path)
     ref = StoreRef(name="memory", driver="memory", config={"place": place}, installation="tests")
@@ -241,33 +255,34 @@ def pulled(tmp_path: Path) -> tuple[Store, Part]:
     digest = "sha256:" + hashlib.sha256(LONG).hexdigest()
     record = Record(installation="tests", namespace="n", name="i", uid="0", revision=1, spec_hash="0", digest=digest)
     store.put("0-1", "a", Bytes(LONG), lambda: record)
-    return store, Part("0-1", len(LONG), digest, Span(0, len(LONG)))
+    return store, Wanted("0-1", len(LONG), digest)
 
 
-async def test_pulled(pulled: tuple[Store, Part]) -> None:
+async def test_pulled(pulled: tuple[Store, Wanted]) -> None:
     """A store without files is pulled chunk by chunk, wholly or in part."""
-    store, part = pulled
+    store, wanted = pulled
     assert store.open("0-1") is None
-    for span in (part.span, Span(0, 1), Span((1 << 20) - 1, 2), Span(len(LONG) - 1, 1)):
+    whole, parts = Span(0, len(LONG)), [Span(0, 1), Span((1 << 20) - 1, 2), Span(len(LONG) - 1, 1)]
+    for spans in ([whole], *([part] for part in parts), parts[::-1], [*parts, Span(0, 0)]):
         async with (
-            sending(store, part._replace(span=span)) as url,
+            sending(store, wanted, *spans) as url,
             aiohttp.ClientSession() as session,
             session.get(url) as got,
         ):
-            assert await got.read() == LONG[span.start : span.start + span.length]
+            assert await got.read() == b"".join(LONG[span.start : span.start + span.length] for span in spans)
 
 
-async def test_pulled_is_looked_at(pulled: tuple[Store, Part]) -> None:
+async def test_pulled_is_looked_at(pulled: tuple[Store, Wanted]) -> None:
     """Size and digest are compared before anything is sent, as with files."""
-    store, part = pulled
+    store, wanted = pulled
     threads = Threads()
     for wrong, problem in (
-        (part._replace(size=7), DataLost),
-        (part._replace(digest="sha256:00"), DataLost),
-        (part._replace(key="0-2"), NotFound),
+        (wanted._replace(size=7), DataLost),
+        (wanted._replace(digest="sha256:00"), DataLost),
+        (wanted._replace(key="0-2"), NotFound),
     ):
         with pytest.raises(problem):
-            async with threads.open(store, wrong):
+            async with threads.open(store, wrong, Span(0, 1)):
                 pass
     threads.close()
 
@@ -298,10 +313,10 @@ async def test_cancelled_while_a_thread_reads() -> None:
     threads.close()
 
 
-async def test_a_store_that_hangs(pulled: tuple[Store, Part], monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_store_that_hangs(pulled: tuple[Store, Wanted], monkeypatch: pytest.MonkeyPatch) -> None:
     """A store that does not open an object is given up in time, holds up no other, and its late answer is closed."""
     monkeypatch.setattr("glimpse.gateway.copies.OPENING", 0.2)
-    store, part = pulled
+    store, wanted = pulled
     go, closed = threading.Event(), threading.Event()
 
     class Hanging(Memory):
@@ -317,9 +332,9 @@ async def test_a_store_that_hangs(pulled: tuple[Store, Part], monkeypatch: pytes
     threads = Threads()
     for _ in range(20):  # more than it has threads
         with pytest.raises(StoreUnavailable, match="within"):
-            async with threads.open(hanging, part):
+            async with threads.open(hanging, wanted, Span(0, 1)):
                 pass
-    async with threads.open(store, part):
+    async with threads.open(store, wanted, Span(0, 1)):
         pass
     go.set()
     assert await asyncio.to_thread(closed.wait, 10)

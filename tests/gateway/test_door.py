@@ -1,4 +1,4 @@
-"""How many connections are let in: of one client, and in all."""
+"""How many connections are let in: of one client, and in all; and that probes are answered beyond that."""
 
 import contextlib
 import re
@@ -12,6 +12,8 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from glimpse.gateway.app import PROBES
+from glimpse.gateway.door import RESERVE
 from servers import wait_until
 from servers.glimpse import Glimpse
 from servers.kube import Cluster
@@ -44,12 +46,19 @@ def enter(url: str, client: str) -> socket.socket:
     return socket.create_connection((str(parts.hostname), parts.port or 0), timeout=30, source_address=(client, 0))
 
 
-def served(url: str, client: str) -> bool:
-    """Whether somebody at this address is let in and answered."""
+def status(url: str, client: str, path: str) -> int:
+    """What somebody at this address is answered; 0: nothing."""
     with enter(url, client) as connection, contextlib.suppress(ConnectionError):
-        connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
-        return connection.recv(12) == b"HTTP/1.1 200"
-    return False
+        connection.sendall(f"GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
+        return int(connection.recv(12)[9:] or 0)
+    return 0
+
+
+def served(url: str, client: str) -> bool:
+    """Whether somebody at this address is let in: then he hears that he must send a token."""
+    found = status(url, client, "/v1/images")
+    assert found in (401, 503)
+    return found == 401
 
 
 def count(url: str, meter: str) -> int:
@@ -66,15 +75,14 @@ def alone(url: str) -> bool:
 
 
 def test_limit_of_a_client(tight: str) -> None:
-    """Who has as many connections as one may is let in no more, at once and counted; others are, and he is again."""
+    """Who has as many connections as one may is served no more, told so and counted; others are, and he is again."""
     wait_until("others to be gone", lambda: alone(tight), timeout=10)
     before = count(tight, 'refused_connections_total{limit="client"}')
     with contextlib.ExitStack() as stack:
         held = [stack.enter_context(enter(tight, "127.0.0.2")) for _ in range(CLIENT)]
         wait_until("all to be in", lambda: count(tight, "connections") == CLIENT + 1, timeout=10)
         with enter(tight, "127.0.0.2") as more:
-            more.settimeout(10)  # far less than an idle client has
-            assert more.recv(1) == b""
+            assert more.recv(1) == b""  # far sooner than an idle client who is let in
         assert not served(tight, "127.0.0.2")
         assert served(tight, "127.0.0.3")
         assert count(tight, 'refused_connections_total{limit="client"}') == before + 2
@@ -83,14 +91,38 @@ def test_limit_of_a_client(tight: str) -> None:
 
 
 def test_limit_of_all(tight: str) -> None:
-    """When all places are taken nobody is let in, from wherever he comes; those who are in go on."""
-    wait_until("others to be gone", lambda: alone(tight), timeout=10)
-    with contextlib.ExitStack() as stack:
-        held = [stack.enter_context(enter(tight, f"127.0.0.{2 + n // CLIENT}")) for n in range(ALL)]
-        wait_until("all to be in", lambda: not served(tight, "127.0.0.9"), timeout=10)
+    """When all places are taken nobody is served, from wherever he comes; those who are in go on."""
+    with full(tight) as held:
         held[0].sendall(b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
         assert b'refused_connections_total{limit="all"}' in b"".join(iter(lambda: held[0].recv(1 << 16), b""))
         wait_until("a place to be free", lambda: served(tight, "127.0.0.9"), timeout=10)
+
+
+@contextlib.contextmanager
+def full(url: str) -> Iterator[list[socket.socket]]:
+    """All places are taken, by these."""
+    wait_until("others to be gone", lambda: alone(url), timeout=10)
+    with contextlib.ExitStack() as stack:
+        held = [stack.enter_context(enter(url, f"127.0.0.{2 + n // CLIENT}")) for n in range(ALL)]
+        wait_until("all to be in", lambda: not served(url, "127.0.0.9"), timeout=10)
+        yield held
+
+
+def test_probes_have_room(tight: str) -> None:
+    """Who takes all places, and the reserve besides, does not make the gateway look dead: probes are answered."""
+    with full(tight), contextlib.ExitStack() as stack:
+        refused = count(tight, 'refused_connections_total{limit="all"}')
+        for path in PROBES:
+            assert [status(tight, client, path) for client in ("127.0.0.2", "127.0.0.9")] == [200, 200]
+        assert count(tight, 'refused_connections_total{limit="all"}') == refused
+        crowd = [stack.enter_context(enter(tight, "127.0.0.9")) for _ in range(RESERVE + 5)]
+        assert crowd[0].recv(1) == b""  # he gave way
+        for path in PROBES:
+            assert status(tight, "127.0.0.8", path) == 200
+        assert count(tight, 'refused_connections_total{limit="all"}') >= refused + 5
+        answer = ask(tight + "/v1/images")
+        assert (answer.status, answer.headers["Retry-After"], answer.headers["Connection"]) == (503, "5", "close")
+        assert "Too many connections" in answer.problem()["detail"]
 
 
 def test_every_end_gives_the_place_back(tight: str) -> None:
@@ -106,15 +138,15 @@ def test_every_end_gives_the_place_back(tight: str) -> None:
 
 @pytest.mark.parametrize(
     ("limits", "left"),
-    [((256, 512), (256, 512)), ((256, 4096), (1000, 2000)), ((4096, 4096), (1000, 4096))],
+    [((256, 512), (204, 51, 512)), ((256, 4096), (1000, 250, 2500)), ((4096, 4096), (1000, 409, 4096))],
     ids=["too low", "raised", "enough"],
 )
-def test_half_of_the_descriptors(limits: tuple[int, int], left: tuple[int, int]) -> None:
-    """Connections get half of the descriptors at most; the soft limit is raised as far as they need."""
+def test_descriptors_are_shared_out(limits: tuple[int, int], left: tuple[int, int, int]) -> None:
+    """Connections get two in five at most, files that rest one in ten; the soft limit is raised as far as they need."""
     code = (
         "import resource; from glimpse.gateway.door import spare;"
         f"resource.setrlimit(resource.RLIMIT_NOFILE, {limits});"
-        "print(spare(1000), resource.getrlimit(resource.RLIMIT_NOFILE)[0])"
+        "print(*spare(1000), resource.getrlimit(resource.RLIMIT_NOFILE)[0])"
     )
     args = [sys.executable, "-P", "-c", code]
     done = subprocess.run(args, capture_output=True, text=True, timeout=30, check=True, cwd=Path("/"))

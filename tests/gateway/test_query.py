@@ -13,7 +13,7 @@ from tests.gateway.test_index import ALL, MINE, image, meant
 from glimpse.gateway.index import SORTS
 from glimpse.gateway.item import FIELDS, Item, item
 from glimpse.gateway.query import (
-    _FILTERS,
+    AT_ONCE,
     CONTROLS,
     FILTERS,
     LENGTH,
@@ -190,7 +190,7 @@ def test_visibility(visibility: str, members: list[str], seen: str, asked: bool)
         ([("namespace", "A")], "names of namespaces"),
         ([("as", "../x")], "names of namespaces"),
         ([("as", name) for name in "abcdefghi"], "8 times"),
-        ([("tag", str(n)) for n in range(FILTERS + 1)], "There may be 32 filters"),
+        ([("tag", str(n)) for n in range(AT_ONCE + 1)], "There may be 32 filters"),
         ([("property", "x" * 1280)] * 4, f"of {LENGTH} bytes together"),
         ([("cursor", "x" * 3073)], "cursor must have a value"),
     ],
@@ -279,12 +279,12 @@ def test_the_docs_name_all() -> None:
     rows = {
         word for row in re.findall(r"^\| (`.+?) \|", filters, re.MULTILINE) for word in re.findall("`([^`]+)`", row)
     }
-    assert rows == {*_FILTERS} - {"namespace"}
+    assert rows == {*FILTERS} - {"namespace"}
     words = {word for code in re.findall(r"`([^`\n]+)`", page) for word in re.split(r"[^A-Za-z.]+", code)}
     assert {*SORTS, *CONTROLS, *PAGING, "namespace"} - words == set()
     (example,) = json.loads(re.findall(r"^```json\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)[0])["images"]
     assert tuple(example) == FIELDS
-    told = (f"`limit` is {LIMIT} without it and {MOST} at most", f"{FILTERS} filters of {LENGTH:,} bytes together")
+    told = (f"`limit` is {LIMIT} without it and {MOST} at most", f"{AT_ONCE} filters of {LENGTH:,} bytes together")
     assert [each for each in (*told, "eight times") if each not in page] == []
     assert NAMESPACES == 8
 

@@ -54,6 +54,11 @@ class Server(NamedTuple):
     least: str = "1Mi"
     """The smallest part that it takes."""
 
+    @property
+    def public(self) -> str:
+        """Another address of the same server."""
+        return self.url.replace("127.0.0.1", "localhost")
+
     def client(self) -> Any:
         """A client, for a look around the store."""
         return client(self)
@@ -63,7 +68,14 @@ class Server(NamedTuple):
         return StoreRef(
             name="fast",
             driver="quick-s3",
-            config={"endpoint": self.url, "bucket": self.bucket, "prefix": prefix, "partSize": self.least} | config,
+            config={
+                "endpoint": self.url,
+                "publicEndpoint": self.public,
+                "bucket": self.bucket,
+                "prefix": prefix,
+                "partSize": self.least,
+            }
+            | config,
             secret=secret or {"accessKey": self.access, "secretKey": self.secret},
             ca_bundle=self.ca_file.read_text() if self.ca_file else None,
             installation="here",
@@ -420,19 +432,36 @@ def test_parts_that_a_dead_attempt_has_sent_are_removed(store: Store, ref: Store
 
 
 def test_links_need_no_credentials(store: Store, radosgw: Server) -> None:
-    """Whoever has the link gets the bytes and ranges of them, and nobody else; there is none to what is not there."""
+    """Whoever has the link gets the bytes and ranges of them, and nobody else; there is none to what is not there.
+
+    It leads to the address that clients know, and says under which name the bytes are to be saved.
+    """
     put(store, KEY, noise(100_000))
-    link = store.link(KEY, 60)
+    link = store.link(KEY, 60, "x.raw")
     assert link
+    assert link.startswith(f"{radosgw.public}/{radosgw.bucket}/")
     context = ssl.create_default_context(cafile=str(radosgw.ca_file))
     request = urllib.request.Request(link, headers={"Range": "bytes=10-19"})
     with urllib.request.urlopen(request, context=context) as answer:
         assert answer.read() == noise(100_000)[10:20]
+        assert answer.headers["Content-Disposition"] == 'attachment; filename="x.raw"'
+        assert answer.headers["Content-Type"] == "application/octet-stream"
+    for bad in (link.replace("x.raw", "x.exe"), link.replace("X-Amz-Expires=60", "X-Amz-Expires=6000")):
+        with pytest.raises(urllib.error.HTTPError, match="403") as altered:
+            urllib.request.urlopen(bad, context=context)
+        altered.value.close()
     with pytest.raises(urllib.error.HTTPError) as raised:
         urllib.request.urlopen(link.partition("?")[0], context=context)
     raised.value.close()
     with pytest.raises(NotFound):
-        store.link(OTHER, 60)
+        store.link(OTHER, 60, "x.raw")
+
+
+def test_no_link_without_an_address_for_clients(store: Store, ref: StoreRef) -> None:
+    """Where it is not said that clients reach the server, none is sent there."""
+    put(store, KEY, b"x")
+    config = {name: value for name, value in ref.config.items() if name != "publicEndpoint"}
+    assert open_store(ref.model_copy(update={"config": config})).link(KEY, 60, "x.raw") is None
 
 
 def theirs(server: Server, ref: StoreRef, location: str, data: bytes) -> None:
@@ -450,7 +479,7 @@ def test_a_registered_object_is_noted_where_the_docs_say(store: Store, ref: Stor
     said = json.loads(body.partition(b"\n")[0])
     assert said["at"]["location"] == PLACE
     assert entry.location == f"s3://{radosgw.bucket}/{prefix}{PLACE}"
-    assert store.link(KEY, 60) is None
+    assert store.link(KEY, 60, "x.raw") is None
     assert store.clone(KEY, "", OTHER, "b1", lambda record: record) is None
 
 

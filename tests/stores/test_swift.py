@@ -204,6 +204,7 @@ def test_the_longest_record_fits(ref: StoreRef) -> None:
 def test_a_registered_object_is_noted_where_the_docs_say(cloud: Cloud, ref: StoreRef) -> None:
     """The small object says where the bytes lie and which they are; no byte, and no link to what may change."""
     container = ref.config["container"]
+    ref = changed(ref, publicEndpoint="http://localhost:1")
     store = open_store(ref.model_copy(update={"secret": ref.secret | hidden({"tempURLKey": "sesame"})}))
     laying(cloud, ref)(PLACE, b"theirs")
     entry = register(store, KEY, PLACE)
@@ -213,7 +214,7 @@ def test_a_registered_object_is_noted_where_the_docs_say(cloud: Cloud, ref: Stor
     commit = json.loads(cloud.call("GET", f"/{container}/in/here/objects/{KEY}")[1])
     assert commit["at"]["location"] == PLACE
     assert entry.location == f"swift://{container}/in/here/{quote(PLACE)}"
-    assert store.link(KEY, 60) is None
+    assert store.link(KEY, 60, "x.raw") is None
     assert store.clone(KEY, "", OTHER, "b1", lambda record: record) is None
 
 
@@ -319,29 +320,42 @@ def test_containers_are_made_if_one_says_so(cloud: Cloud, ref: StoreRef, apart: 
 
 
 def test_a_link_needs_no_token(cloud: Cloud, ref: StoreRef) -> None:
-    """Whoever has a link reads the object, or a part of it, for as long as it says; and nothing else with it."""
+    """Whoever has a link reads the object, or a part of it, for as long as it says; and nothing else with it.
+
+    It leads to the address that clients know, and says under which name the bytes are to be saved.
+    """
     container = ref.config["container"]
     cloud.call("POST", f"/{container}", {"X-Container-Meta-Temp-URL-Key": "signs-links"})
-    store = open_store(ref.model_copy(update={"secret": ref.secret | {"tempURLKey": SecretStr("signs-links")}}))
+    secret = ref.secret | {"tempURLKey": SecretStr("signs-links")}
+    public = f"http://localhost:{cloud.port}"
+    store = open_store(changed(ref, publicEndpoint=public).model_copy(update={"secret": secret}))
     data = noise((3 << 20) + 5)
     put(store, KEY, data)
-    url = store.link(KEY, 60)
+    url = store.link(KEY, 60, "x.raw")
     assert url
+    assert url.startswith(f"{public}/v1/")
     assert "signs-links" not in url
     with urllib.request.urlopen(url, timeout=10) as answer:
         assert answer.read() == data
+        assert answer.headers["Content-Disposition"].startswith('attachment; filename="x.raw"')
+        assert answer.headers["Content-Type"] == "application/octet-stream"
     with urllib.request.urlopen(
         urllib.request.Request(url, headers={"Range": "bytes=1048570-1048580"}), timeout=10
     ) as answer:
         assert answer.read() == data[1048570:1048581]
-    for bad in (url.replace(KEY, OTHER), url[:-1], store.link(KEY, -1) or ""):
+    for bad in (
+        url.replace(KEY, OTHER),
+        url.replace("temp_url_expires=1", "temp_url_expires=2"),
+        store.link(KEY, -1, "x.raw") or "",
+    ):
         with pytest.raises(urllib.error.HTTPError, match="401") as raised:
             urllib.request.urlopen(bad, timeout=10)
         raised.value.close()
     with pytest.raises(NotFound):
-        store.link(OTHER, 60)
+        store.link(OTHER, 60, "x.raw")
     with pytest.raises(InvalidConfiguration, match="tempURLKey"):
-        open_store(ref).link(KEY, 60)
+        open_store(changed(ref, publicEndpoint=public)).link(KEY, 60, "x.raw")
+    assert open_store(ref.model_copy(update={"secret": secret})).link(KEY, 60, "x.raw") is None
 
 
 def test_tokens_end_in_the_middle(server: Swift, ref: StoreRef) -> None:

@@ -14,7 +14,7 @@ import re
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Hashable
-from functools import partial
+from functools import lru_cache, partial
 from ipaddress import IPv6Address, ip_address, ip_network
 from typing import Final, Generic, NamedTuple, TypeVar
 
@@ -161,6 +161,7 @@ def token_of(authorization: str | None) -> str | None:
     return rest if _TOKEN.fullmatch(rest) else None
 
 
+@lru_cache(KEPT)
 def client_of(remote: str | None) -> str:
     """Whose address it is: one has a whole /64 of IPv6 (RFC 6177), and only one address of IPv4."""
     try:

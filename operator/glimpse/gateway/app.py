@@ -14,15 +14,18 @@ from functools import partial
 from typing import Final
 
 from aiohttp import web
+from aiohttp.http import RawRequestMessage
 from aiohttp.typedefs import Handler, Middleware
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from glimpse import logs
+from glimpse.gateway import openapi
 from glimpse.gateway.access import Access
 from glimpse.gateway.admission import Admission
+from glimpse.gateway.bandwidth import Bandwidth
 from glimpse.gateway.catalog import Catalog
 from glimpse.gateway.copies import Threads
-from glimpse.gateway.door import Closed, Door, Room, listen, spare
+from glimpse.gateway.door import Door, Place, Room, listen, spare
 from glimpse.gateway.download import Downloads
 from glimpse.gateway.events import Events
 from glimpse.gateway.intake import Intake
@@ -31,7 +34,9 @@ from glimpse.gateway.linking import Linking
 from glimpse.gateway.links import Links
 from glimpse.gateway.listing import Listing
 from glimpse.gateway.meters import Meters
+from glimpse.gateway.redirect import Redirects
 from glimpse.gateway.refusals import Refusal, refuse
+from glimpse.gateway.sending import Sending
 from glimpse.gateway.sessions import Sessions
 from glimpse.gateway.tls import Certificate
 from glimpse.gateway.tus import Tus
@@ -53,6 +58,8 @@ HEAD: Final = 8190
 """Bytes of the longest line in a request's head. A token has some 1,500."""
 LINES: Final = 100
 """Header lines of one request."""
+BUFFER: Final = 32 << 10
+"""Bytes that wait for a client before no more are read for him."""
 SHOWN: Final = 1000
 """Characters of a request's path that are logged; no link is as long."""
 
@@ -91,7 +98,8 @@ async def serve(settings: Settings, kube: Kube) -> AsyncIterator[tuple[str, int]
     """A gateway that serves at this address until the end, then lets downloads finish for `gateway_drain` seconds."""
     files = settings.gateway_tls_certificate, settings.gateway_tls_key
     certificate = Certificate(files[0], files[1]) if files[0] and files[1] else None
-    meters, threads = Meters(), Threads()
+    connections, resting = spare(settings.gateway_connections)
+    meters, threads = Meters(), Threads(resting)
     catalog = Catalog(kube, settings.namespace, silence=settings.silence)
     meters.images.set_function(lambda: len(catalog))
     app = web.Application(middlewares=[_answering(meters)])
@@ -99,19 +107,27 @@ async def serve(settings: Settings, kube: Kube) -> AsyncIterator[tuple[str, int]
     keys = Keys(kube, settings.namespace, silence=settings.silence)
     links = Links(keys, settings.gateway_url, settings.links.maximum)
     admission = Admission(catalog, access, links, anonymous=settings.gateway_anonymous)
-    app.add_routes(Downloads(catalog, admission, threads, meters).routes())
+    secure = settings.gateway_url.startswith("https:")
+    redirects = Redirects(catalog.places, threads, meters, settings.gateway_redirect, secure=secure)
+    bandwidth = Bandwidth(settings.gateway_bandwidth, settings.gateway_client_bandwidth)
+    sending = Sending(catalog, access, threads, meters, bandwidth)
     intake = Intake(settings, kube, catalog, access, admission)
     sessions = Sessions(intake)
-    app.add_routes(Upload(intake).routes())
-    app.add_routes(Tus(intake, sessions).routes())
-    app.on_shutdown.append(sessions.close)
-    app.on_cleanup.append(intake.close)
-    app.add_routes(Linking(admission, links, patience=settings.gateway_idle).routes())
-    app.add_routes(Listing(catalog.index, access).routes())
     events = Events(catalog.index, access, meters, settings.gateway_idle)
-    app.add_routes(events.routes())
-    app.on_shutdown.append(events.close)
-    app.add_routes(_probes(catalog, meters))
+    app.add_routes(
+        [
+            *Downloads(catalog, admission, redirects, sending).routes(),
+            *Upload(intake).routes(),
+            *Tus(intake, sessions).routes(),
+            *Linking(admission, links, patience=settings.gateway_idle).routes(),
+            *Listing(catalog.index, access).routes(),
+            *events.routes(),
+            *_probes(catalog, meters),
+            *openapi.routes(app, settings.gateway_url),
+        ]
+    )
+    app.on_shutdown.extend((sessions.close, events.close))
+    app.on_cleanup.append(intake.close)
     app.on_response_prepare.append(_sign)
     runner = web.AppRunner(app, shutdown_timeout=settings.gateway_drain)
     await runner.setup()
@@ -120,7 +136,7 @@ async def serve(settings: Settings, kube: Kube) -> AsyncIterator[tuple[str, int]
     door = Door(
         listening,
         partial(_Connection, runner.server),
-        Room(spare(settings.gateway_connections), settings.gateway_client_connections),
+        Room(connections, settings.gateway_client_connections),
         meters,
         idle=settings.gateway_idle,
         certificate=certificate,
@@ -148,9 +164,9 @@ async def serve(settings: Settings, kube: Kube) -> AsyncIterator[tuple[str, int]
 class _Connection(web.RequestHandler):
     """One connection: knows since when a request is owed, and answers what is not HTTP as everything else."""
 
-    __slots__ = ("_closed", "owed_since")
+    __slots__ = ("owed_since", "place")
 
-    def __init__(self, server: web.Server, closed: Closed) -> None:
+    def __init__(self, server: web.Server, place: Place) -> None:
         super().__init__(
             server,
             loop=asyncio.get_running_loop(),
@@ -162,19 +178,30 @@ class _Connection(web.RequestHandler):
             max_headers=LINES,
             auto_decompress=False,  # nobody asks for it, and a small body could become a large one
         )
-        self._closed = closed
+        self.place = place
         self.owed_since: float | None = time.monotonic()
 
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Keep little of what a client does not take yet; TLS would keep 512 KiB."""
+        super().connection_made(transport)
+        if isinstance(transport, asyncio.WriteTransport):
+            transport.set_write_buffer_limits(high=BUFFER)
+
     def connection_lost(self, exc: BaseException | None) -> None:
-        """Give the slot back."""
-        self._closed()
+        """Give the place back."""
+        self.place.close()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Note when a request begins."""
+        """Note when a request begins, and tell a handler that reads a body when what comes is none."""
         if self.owed_since is None and not self._request_in_progress:
             self.owed_since = time.monotonic()
         super().data_received(data)
+        # the parser's error is a message behind the request: without this the handler would wait for the rest of it
+        if self._current_request and self._messages and not isinstance(self._messages[-1][0], RawRequestMessage):
+            content = self._current_request.content
+            if not content.is_eof():
+                content.set_exception(Refusal(400, "The body of this request is malformed."))
 
     def handle_error(
         self,
@@ -197,7 +224,13 @@ class _Connection(web.RequestHandler):
     async def finish_response(
         self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
     ) -> tuple[web.StreamResponse, bool]:
-        """Give the one answer that does not pass our middleware its form: it repeats what the client has sent."""
+        """Give the one answer that does not pass our middleware its form: it repeats what the client has sent.
+
+        After a malformed body nothing more can be read.
+        """
+        if request.content.exception():
+            resp.force_close()
+            request.content.feed_eof()
         if isinstance(resp, web.HTTPExpectationFailed):
             self.owed_since = None
             resp = refuse(resp.status, "No expectation but 100-continue can be met.")
@@ -221,6 +254,8 @@ def _answering(meters: Meters) -> Middleware:
     async def answer(request: web.Request, handler: Handler) -> web.StreamResponse:
         if isinstance(request.protocol, _Connection):
             request.protocol.owed_since = None
+            if request.protocol.place.beyond:
+                handler = _beyond(request.protocol.place, handler)
         began, code = time.monotonic(), 0
         meters.active.inc()
         try:
@@ -235,6 +270,22 @@ def _answering(meters: Meters) -> Middleware:
             path = request.rel_url.raw_path
             level = logging.DEBUG if path in PROBES else logging.INFO
             log.log(level, "%s %s %s %d %.3f s", request.remote, request.method, path[:SHOWN], code, seconds)
+
+    return answer
+
+
+def _beyond(place: Place, handler: Handler) -> Handler:
+    """The handler of a request for which there is no room: a probe gets its answer, all else is refused."""
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        place.probed = request.rel_url.raw_path in PROBES
+        if place.probed:
+            response = await handler(request)
+        else:
+            whose = "from your address" if place.beyond == "client" else "here"
+            response = refuse(503, f"Too many connections {whose} are open; come back later.", {"Retry-After": "5"})
+        response.force_close()
+        return response
 
     return answer
 

@@ -8,37 +8,53 @@ import asyncio
 import errno
 import io
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import asynccontextmanager, suppress
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, nullcontext, suppress
 from typing import Final, NamedTuple, ParamSpec, Protocol, TypeVar
 
 from aiohttp import web
 
+from glimpse.gateway.bandwidth import Pace
 from glimpse.gateway.ranges import Span
 from glimpse.problems import DataLost, StoreUnavailable
 from glimpse.stores import Store
-from glimpse.streams import CHUNK
+from glimpse.streams import CHUNK, Reader
 
 OPENING: Final = 10.0
 """Seconds that a store may take to open an object before it counts as unavailable."""
 WINDOW: Final = 4 << 20
 """Bytes of one sendfile, which are in memory before: a slow disk must not hold up the event loop."""
+PIECE: Final = 64 << 10
+"""Bytes that go through our memory at once for one client: hundreds of slow ones hold as many each."""
 SAMPLE: Final = 256 << 10
 """Bytes between two samples that tell whether a window is in memory; the kernel reads ahead in about such steps."""
 DISK: Final = frozenset({errno.EIO, errno.ESTALE, errno.EREMOTEIO, errno.EBADMSG, errno.ENODATA})
 """What a file says, and no socket."""
+REST: Final = 2.0
+"""Seconds that a file stays open after it was read."""
+SEEN: Final = 10_000
+"""Files that are remembered."""
 THREADS: Final = 16
 """Reads from one store at once."""
 
 P = ParamSpec("P")
 T = TypeVar("T")
-Count = Callable[[int], None]
-"""Told of bytes that were sent."""
 
 
-class Part(NamedTuple):
-    """What is to be read."""
+class Meter(Protocol):
+    """Stands beside the road of the bytes."""
+
+    @property
+    def pace(self) -> Pace | None:
+        """Says how many may be sent at a time; None: any number."""
+
+    def count(self, sent: int, /) -> None:
+        """So many were sent; told to `pace` too."""
+
+
+class Wanted(NamedTuple):
+    """The object that is to be read."""
 
     key: str
     """The object."""
@@ -46,15 +62,13 @@ class Part(NamedTuple):
     """The bytes that it must have in all."""
     digest: str
     """The digest that its record must name, if it has one."""
-    span: Span
-    """The part of it that is sent."""
 
 
 class Copy(Protocol):
     """One opened object."""
 
-    async def send(self, request: web.Request, response: web.StreamResponse, count: Count) -> None:
-        """Send the part that was asked for, all of it; `count` is told of each byte that has gone.
+    async def send(self, request: web.Request, response: web.StreamResponse, span: Span, meter: Meter) -> None:
+        """Send a part of it, all of that; `meter` is told of each byte that has gone.
 
         Raises Problem if the store fails: what is left may come from another copy. Raises OSError if the client does.
         """
@@ -66,11 +80,16 @@ class Copy(Protocol):
 class Threads:
     """Where blocking calls run: some threads for each store, so that one that hangs holds up no other."""
 
-    def __init__(self) -> None:
+    def __init__(self, resting: int = 0) -> None:
+        """`resting`: files that may stay open for a moment, for who asks for the next range of them."""
+        self._resting = _Resting(resting)
         self._pools: dict[str, ThreadPoolExecutor] = {}
+        self.seen: dict[object, None] = {}
+        """Files that were found to be what is wanted, as they were then."""
 
     def close(self) -> None:
         """Take no more calls; those that hang end with the process."""
+        self._resting.close()
         for pool in self._pools.values():
             pool.shutdown(wait=False, cancel_futures=True)
 
@@ -91,42 +110,65 @@ class Threads:
             raise
 
     @asynccontextmanager
-    async def open(self, store: Store, part: Part) -> AsyncIterator[Copy]:
-        """Open an object, as a file where the store has files.
+    async def open(self, store: Store, wanted: Wanted, first: Span) -> AsyncIterator[Copy]:
+        """Open an object, as a file where the store has files; the part `first` of it will be sent first.
 
         Raises NotFound, DataLost (it is another than the catalogue says), StoreUnavailable, also after 10 s.
         """
-        future = self.submit(store.name, _open, self, store, part)
+        if known := self._resting.take(store.name, wanted):
+            with self._resting.kept(known, store.name, wanted):
+                yield known
+            return
+        future = self.submit(store.name, _open, self, store, wanted, first)
         try:
             async with asyncio.timeout(OPENING):
                 copy = await asyncio.shield(asyncio.wrap_future(future))
         except (TimeoutError, asyncio.CancelledError) as error:
             future.add_done_callback(_close_late)
             if isinstance(error, TimeoutError):
-                raise StoreUnavailable(f"store {store.name} did not open {part.key} within {OPENING:.0f} s") from error
+                late = f"store {store.name} did not open {wanted.key} within {OPENING:.0f} s"
+                raise StoreUnavailable(late) from error
             raise
+        if isinstance(copy, _File):
+            with self._resting.kept(copy, store.name, wanted):
+                yield copy
+            return
         try:
             yield copy
         finally:
-            if isinstance(copy, _File):
-                copy.close()  # of a file that was only read: nothing to wait for
-            else:
-                await self.run(store.name, copy.close)
+            await self.run(store.name, copy.close)
 
 
-def _open(threads: Threads, store: Store, part: Part) -> "_File | _Stream":
-    fd = store.open(part.key)
-    copy = _Stream(threads, store, part) if fd is None else _File(threads, store, part, fd)
+def _open(threads: Threads, store: Store, wanted: Wanted, first: Span) -> "_File | _Stream":
+    fd = store.open(wanted.key)
+    copy = _Stream(threads, store, wanted, first) if fd is None else _File(threads, store, wanted, fd)
     try:
-        found = store.stat(part.key)
-        size = found.size if fd is None else os.fstat(fd).st_size
-        digest = found.record.digest if found.record else ""
-        if size != part.size or (digest and digest != part.digest):
-            raise DataLost(f"store {store.name} holds another object as {part.key} than status says")  # noqa: TRY301 - closes
+        if fd is None:
+            look(store, wanted)
+        else:
+            _look_once(threads.seen, store, wanted, os.fstat(fd))
     except BaseException:
         copy.close()
         raise
     return copy
+
+
+def _look_once(seen: dict[object, None], store: Store, wanted: Wanted, state: os.stat_result) -> None:
+    """As `look`, but a file that has not changed since is what it was."""
+    file = (store.name, wanted, state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns)
+    if file not in seen:
+        look(store, wanted, state.st_size)
+        if len(seen) >= SEEN:
+            seen.clear()
+        seen[file] = None
+
+
+def look(store: Store, wanted: Wanted, size: int | None = None) -> None:
+    """See that a store has what is wanted, `size` bytes of it if that is known; blocking. Raises NotFound, DataLost."""
+    found = store.stat(wanted.key)
+    digest = found.record.digest if found.record else ""
+    if (found.size if size is None else size) != wanted.size or (digest and digest != wanted.digest):
+        raise DataLost(f"store {store.name} holds another object as {wanted.key} than status says")
 
 
 def _close_late(opened: "Future[_File | _Stream]") -> None:
@@ -138,51 +180,139 @@ def _close_late(opened: "Future[_File | _Stream]") -> None:
 class _File:
     """An object that is a file."""
 
-    def __init__(self, threads: Threads, store: Store, part: Part, fd: int) -> None:
-        self._threads, self._store, self._part = threads, store, part
+    def __init__(self, threads: Threads, store: Store, wanted: Wanted, fd: int) -> None:
+        self._threads, self._store, self._wanted = threads, store, wanted
         self._file = io.FileIO(fd, "rb")
         self._state = _written(fd)
 
-    async def send(self, request: web.Request, response: web.StreamResponse, count: Count) -> None:
-        loop, fd, store = asyncio.get_running_loop(), self._file.fileno(), self._store.name
-        position, length = self._part.span
-        end, window = position + length, WINDOW
+    async def send(self, request: web.Request, response: web.StreamResponse, span: Span, meter: Meter) -> None:
+        loop, fd, store, pace = asyncio.get_running_loop(), self._file.fileno(), self._store.name, meter.pace
+        position, length = span
+        end, begun = position + length, False
         while position < end:
-            size = min(window, end - position)
-            if not cached(fd, position, size):
-                await self._threads.run(store, fetch, fd, position, size)
-            if position + size == end and _written(fd) != self._state:
-                # what is registered can be written to by others: the end is not given to what began as something else
-                raise DataLost(f"object {self._part.key} in store {store} was changed while it was read")
+            size = min(WINDOW, end - position)
+            if pace:
+                size = await pace.allow(size)
+            await self._load(position, size, last=position + size == end)
             if request.transport is None:
                 raise ConnectionResetError
             os.lseek(fd, position, os.SEEK_SET)
             try:
+                # a small image goes into an empty socket at once; only once, as others want their turn
+                if not begun and (took := _at_once(request.transport, fd, position, size)):
+                    begun = True
+                    meter.count(took)
+                    position += took
+                    continue
                 sent = await loop.sendfile(request.transport, self._file, position, size, fallback=False)
             except (asyncio.SendfileNotAvailableError, RuntimeError):
                 # TLS, a file system without it, or a client who is gone, which the write will say
-                window = CHUNK
-                chunk = await self._threads.run(store, self._read, min(size, window), position)
-                await response.write(chunk)
-                sent = size = len(chunk)
+                sent = await self._pass(response, position, size, meter)
             except OSError as error:
                 if error.errno not in DISK:
                     raise
-                count(os.lseek(fd, 0, os.SEEK_CUR) - position)  # loop.sendfile leaves it behind what was sent
+                meter.count(os.lseek(fd, 0, os.SEEK_CUR) - position)  # loop.sendfile leaves it behind what was sent
                 raise StoreUnavailable(f"store {store}: {error.strerror}") from error
-            count(sent)
+            else:
+                meter.count(sent)
             if sent < size or not sent:
-                raise DataLost(f"object {self._part.key} in store {store} became shorter while it was read")
+                raise DataLost(f"object {self._wanted.key} in store {store} became shorter while it was read")
             position += sent
 
-    def _read(self, size: int, position: int) -> bytes:
-        try:
-            return os.pread(self._file.fileno(), size, position)
-        except OSError as error:
-            raise StoreUnavailable(f"store {self._store.name}: {error.strerror}") from error
+    async def _load(self, position: int, size: int, *, last: bool) -> None:
+        """Have a part in the kernel's memory. Raises DataLost if it is the last one of a file that was changed."""
+        fd = self._file.fileno()
+        if not cached(fd, position, size):
+            await self._threads.run(self._store.name, fetch, fd, position, size)
+        if last and _written(fd) != self._state:
+            # what is registered can be written to by others: the end is not given to what began as something else
+            raise DataLost(f"object {self._wanted.key} in store {self._store.name} was changed while it was read")
+
+    async def _pass(self, response: web.StreamResponse, position: int, size: int, meter: Meter) -> int:
+        """Send a part that is in the kernel's memory through ours; how much there was of it."""
+        sent = 0
+        while sent < size:
+            try:
+                piece = os.pread(self._file.fileno(), min(PIECE, size - sent), position + sent)
+            except OSError as error:
+                raise StoreUnavailable(f"store {self._store.name}: {error.strerror}") from error
+            if not piece:
+                break
+            await response.write(piece)
+            meter.count(len(piece))
+            sent += len(piece)
+            await asyncio.sleep(0)  # a client who takes all at once must leave others their turn
+        return sent
+
+    def unchanged(self) -> bool:
+        """Whether it is there as it was when it was opened."""
+        fd = self._file.fileno()
+        return os.fstat(fd).st_nlink > 0 and _written(fd) == self._state
 
     def close(self) -> None:
+        """Of a file that was only read: nothing to wait for."""
         self._file.close()
+
+
+class _Resting:
+    """Files that nobody reads at the moment, open for a while: who reads by small ranges asks for the next one soon."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._files: dict[tuple[str, Wanted], tuple[float, _File]] = {}  # the oldest first
+        self._timer: asyncio.TimerHandle | None = None
+
+    def take(self, store: str, wanted: Wanted) -> _File | None:
+        """One that is still what it was, for the caller alone."""
+        _, file = self._files.pop((store, wanted), (0, None))
+        if file and not file.unchanged():
+            file.close()
+            return None
+        return file
+
+    @contextmanager
+    def kept(self, file: _File, store: str, wanted: Wanted) -> Iterator[None]:
+        """Let it rest after the block, or close it if that fails."""
+        try:
+            yield
+        except BaseException:
+            file.close()
+            raise
+        if (store, wanted) in self._files or not self._most:
+            file.close()
+            return
+        if len(self._files) >= self._most:
+            self._files.pop(next(iter(self._files)))[1].close()
+        loop = asyncio.get_running_loop()
+        self._files[store, wanted] = (loop.time(), file)
+        self._timer = self._timer or loop.call_later(REST, self._tidy)
+
+    def _tidy(self) -> None:
+        loop, self._timer = asyncio.get_running_loop(), None
+        while self._files:
+            key, (since, file) = next(iter(self._files.items()))
+            if since + REST > loop.time():
+                self._timer = loop.call_at(since + REST, self._tidy)
+                return
+            del self._files[key]
+            file.close()
+
+    def close(self) -> None:
+        """All of them."""
+        if self._timer:
+            self._timer.cancel()
+        while self._files:
+            self._files.popitem()[1][1].close()
+
+
+def _at_once(transport: asyncio.Transport, fd: int, position: int, size: int) -> int:
+    """How many bytes of a file the client's socket takes without waiting; 0 if that cannot be, for whatever reason."""
+    if transport.get_write_buffer_size() or transport.is_closing() or transport.get_extra_info("sslcontext"):
+        return 0
+    try:
+        return os.sendfile(transport.get_extra_info("socket").fileno(), fd, position, size)
+    except OSError:
+        return 0
 
 
 def _written(fd: int) -> tuple[int, int]:
@@ -215,24 +345,38 @@ def fetch(fd: int, start: int, length: int) -> None:
 
 
 class _Stream:
-    """An object that is pulled out of its store."""
+    """An object that is pulled out of its store, one part after the other."""
 
-    def __init__(self, threads: Threads, store: Store, part: Part) -> None:
-        self._threads, self._store, self._part = threads, store, part
-        self._context = store.get(part.key, part.span.start, part.span.length)
+    def __init__(self, threads: Threads, store: Store, wanted: Wanted, first: Span) -> None:
+        self._threads, self._store, self._wanted = threads, store, wanted
+        self._context: AbstractContextManager[Reader] = store.get(wanted.key, first.start, first.length)
+        self._opened = first
         self._reader = self._context.__enter__()
 
-    async def send(self, request: web.Request, response: web.StreamResponse, count: Count) -> None:
-        left = self._part.span.length
+    async def send(self, request: web.Request, response: web.StreamResponse, span: Span, meter: Meter) -> None:
+        if span.length and span != self._opened:
+            await self._threads.run(self._store.name, self._turn, span)
+        left = span.length
         while left:
             if request.transport is None:
                 raise ConnectionResetError
-            chunk = await self._threads.run(self._store.name, self._reader.read, min(left, CHUNK))
+            size = min(left, PIECE)
+            if meter.pace:
+                size = await meter.pace.allow(size)
+            chunk = await self._threads.run(self._store.name, self._reader.read, size)
             if not chunk:
-                raise DataLost(f"object {self._part.key} in store {self._store.name} ends {left} bytes early")
+                raise DataLost(f"object {self._wanted.key} in store {self._store.name} ends {left} bytes early")
             await response.write(chunk)
-            count(len(chunk))
+            meter.count(len(chunk))
             left -= len(chunk)
+
+    def _turn(self, span: Span) -> None:
+        """To another part."""
+        self._context.__exit__(None, None, None)
+        self._context, self._opened = nullcontext(self._reader), span  # if there is none, there is nothing to close
+        context = self._store.get(self._wanted.key, span.start, span.length)
+        self._reader = context.__enter__()
+        self._context = context
 
     def close(self) -> None:
         self._context.__exit__(None, None, None)

@@ -1,7 +1,8 @@
 """The door: connections are accepted here, and no more than there is room for.
 
 A connection counts from its first packet until its socket is closed, so also while it is in TLS's handshake or says
-nothing. Who comes beyond a limit is closed at once, before he has cost more than that.
+nothing. Who comes beyond a limit gets a place in a small reserve, where only probes are answered: a gateway that is
+full must not look dead to those who would start it again.
 """
 
 import asyncio
@@ -30,10 +31,11 @@ PAUSE: Final = 1.0
 """Seconds until the next try, when the machine has no room for another socket."""
 SILENCE: Final = 60.0
 """Seconds between two log lines about refused connections."""
+RESERVE: Final = 32
+"""Connections beyond a limit that are open at once; the oldest of them gives way to a new one."""
+MOMENT: Final = 5.0
+"""Seconds that such a one has."""
 EXHAUSTED: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
-
-Closed = Callable[[], None]
-"""Told that a connection is no more."""
 
 
 class Room(NamedTuple):
@@ -42,6 +44,31 @@ class Room(NamedTuple):
     all: int
     client: int
     """Of one client: an address, or an IPv6 /64."""
+
+
+class Place:
+    """What one connection has here, until it says that it has closed."""
+
+    def __init__(self, client: str, beyond: str | None, closed: Callable[["Place"], None]) -> None:
+        """`beyond`: the limit that it exceeds, `all` or `client`."""
+        self.client, self.beyond = client, beyond
+        self.probed = False
+        """It has asked for a probe."""
+        self.task: asyncio.Task[None] | None = None
+        """That makes a connection of its socket; afterwards there is ..."""
+        self.transport: asyncio.WriteTransport | None = None
+        self._closed = closed
+
+    def end(self) -> None:
+        """Close it now."""
+        if self.transport:
+            self.transport.abort()
+        elif self.task:
+            self.task.cancel()
+
+    def close(self) -> None:
+        """The connection is no more."""
+        self._closed(self)
 
 
 def listen(address: str, idle: float) -> socket.socket:
@@ -59,25 +86,26 @@ def listen(address: str, idle: float) -> socket.socket:
     return listening
 
 
-def spare(wanted: int) -> int:
-    """How many connections of so many there can be: half of all descriptors, the others are for what is sent.
+def spare(wanted: int) -> tuple[int, int]:
+    """How many connections of so many there can be, and how many files may rest.
 
-    The process's limit (RLIMIT_NOFILE) is raised as far as that takes and it may be.
+    Two in five of all descriptors are for connections, as many for what they are sent, and one in ten for files that
+    rest. The process's limit (RLIMIT_NOFILE) is raised as far as that takes and it may be.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft < 2 * wanted:
-        soft = min(2 * wanted, hard)
+    if soft < wanted * 5 // 2:
+        soft = min(wanted * 5 // 2, hard)
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    return min(wanted, soft // 2)
+    return min(wanted, soft * 2 // 5), soft // 10
 
 
 class Door:
-    """Accepts connections at a socket. `handler` makes the protocol of one, which must tell when it is closed."""
+    """Accepts connections at a socket. `handler` makes the protocol of one, which must tell its place of the end."""
 
     def __init__(
         self,
         listening: socket.socket,
-        handler: Callable[[Closed], asyncio.Protocol],
+        handler: Callable[[Place], asyncio.Protocol],
         room: Room,
         meters: Meters,
         *,
@@ -90,12 +118,13 @@ class Door:
         self._meters = meters
         self._idle = idle
         self._certificate = certificate
-        self._open: dict[object, str] = {}
+        self._open: set[Place] = set()
         self._clients: Counter[str] = Counter()
+        self._reserve: dict[Place, asyncio.TimerHandle] = {}  # the oldest first
         self._beginning: set[asyncio.Task[None]] = set()
         self._accepting: asyncio.Task[None] | None = None
         self._refused, self._said = 0, float("-inf")
-        meters.connections.set_function(lambda: len(self._open))
+        meters.connections.set_function(lambda: len(self._open) + len(self._reserve))
 
     def open(self) -> None:
         """Let clients in."""
@@ -128,52 +157,65 @@ class Door:
 
     def _admit(self, connection: socket.socket, client: str) -> None:
         if 0 < self._room.all <= len(self._open):
-            self._refuse(connection, client, "all")
+            place = Place(client, "all", self._left_reserve)
         elif 0 < self._room.client <= self._clients[client]:
-            self._refuse(connection, client, "client")
+            place = Place(client, "client", self._left_reserve)
         else:
-            slot = object()
-            self._open[slot] = client
+            place = Place(client, None, self._left)
+            self._open.add(place)
             self._clients[client] += 1
-            task = asyncio.create_task(self._begin(connection, client, partial(self._release, slot)))
-            self._beginning.add(task)
-            task.add_done_callback(self._beginning.discard)
+        place.task = asyncio.create_task(self._begin(connection, place))
+        self._beginning.add(place.task)
+        place.task.add_done_callback(self._beginning.discard)
+        if place.beyond:
+            if len(self._reserve) >= RESERVE:
+                oldest = next(iter(self._reserve))  # older than a batch: it has its socket in hand, and closes it
+                oldest.end()
+                oldest.close()
+            self._reserve[place] = asyncio.get_running_loop().call_later(MOMENT, place.end)
 
-    def _refuse(self, connection: socket.socket, client: str, limit: str) -> None:
-        connection.close()
-        self._meters.refused.labels(limit).inc()
+    def _left(self, place: Place) -> None:
+        if place in self._open:
+            self._open.remove(place)
+            self._clients[place.client] -= 1
+            if not self._clients[place.client]:
+                del self._clients[place.client]
+
+    def _left_reserve(self, place: Place) -> None:
+        timer = self._reserve.pop(place, None)
+        if timer is None:
+            return
+        timer.cancel()
+        if place.probed:
+            return
+        self._meters.refused.labels(place.beyond).inc()
         self._refused += 1
         now = time.monotonic()
         if now - self._said >= SILENCE:
-            of = f"one client ({self._room.client}), {client}" if limit == "client" else f"all ({self._room.all})"
-            log.warning("connections beyond the limit of %s are closed; %d so far", of, self._refused)
+            of = f"all ({self._room.all})"
+            if place.beyond == "client":
+                of = f"one client ({self._room.client}), {place.client}"
+            log.warning("connections beyond the limit of %s are refused; %d so far", of, self._refused)
             self._said = now
 
-    def _release(self, slot: object) -> None:
-        client = self._open.pop(slot, None)
-        if client is not None:
-            self._clients[client] -= 1
-            if not self._clients[client]:
-                del self._clients[client]
-
-    async def _begin(self, connection: socket.socket, client: str, release: Closed) -> None:
+    async def _begin(self, connection: socket.socket, place: Place) -> None:
         """Make a connection of a socket, after the handshake if there is one."""
         context = self._certificate.context if self._certificate else None
         patience = self._idle if context else None
         try:
-            await asyncio.get_running_loop().connect_accepted_socket(
-                partial(self._handler, release),
+            place.transport, _ = await asyncio.get_running_loop().connect_accepted_socket(
+                partial(self._handler, place),
                 connection,
                 ssl=context,
                 ssl_handshake_timeout=patience,
                 ssl_shutdown_timeout=patience,  # in which what is left is sent
             )
         except ssl.SSLError as error:
-            release()
-            log.info("%s came to no agreement on TLS: %s", client, error.reason)
+            place.close()
+            log.info("%s came to no agreement on TLS: %s", place.client, error.reason)
         except OSError as error:
-            release()
-            log.debug("%s did not come to speak: %s", client, error)
+            place.close()
+            log.debug("%s did not come to speak: %s", place.client, error)
         except BaseException:
-            release()
+            place.close()
             raise

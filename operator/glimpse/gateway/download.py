@@ -1,30 +1,23 @@
-"""Downloads: the bytes of an image and their checksum files, as HTTP wants them (RFC 9110), from the best copy.
+"""Downloads: the links of images and of their checksum files, and what the answers say, as HTTP wants it (RFC 9110).
 
-What was promised in the headers is sent, or the connection is cut: a client can always tell a broken download from a
-whole one.
+The headers are all decided before a store is asked; what they promise, `sending` keeps.
 """
 
-import base64
-import logging
 from email.utils import format_datetime
 from http import HTTPStatus
 from typing import Final
 
 from aiohttp import web
-from prometheus_client import Counter
 
 from glimpse.gateway.admission import Admission
 from glimpse.gateway.catalog import Catalog, Entry, Revision
-from glimpse.gateway.copies import Part, Threads
-from glimpse.gateway.meters import Meters
+from glimpse.gateway.digests import said
+from glimpse.gateway.parts import Body, body
 from glimpse.gateway.paths import CHECKSUMS, REVISION, SERVED, Asked
-from glimpse.gateway.ranges import Span, Unsatisfiable, parse_range, precondition, range_applies
+from glimpse.gateway.ranges import Span, Unsatisfiable, parse_ranges, precondition, range_applies
+from glimpse.gateway.redirect import Redirects
 from glimpse.gateway.refusals import LATER, NOT_FOUND, Refusal
-from glimpse.problems import DataLost, NotFound, Problem
-from glimpse.storeref import told
-from glimpse.stores import Store
-
-log: Final = logging.getLogger(__name__)
+from glimpse.gateway.sending import Sending
 
 MAX_AGE: Final = 86_400
 """Seconds that a cache may keep a revision without asking; its bytes never change, but a caller's rights may."""
@@ -33,8 +26,8 @@ MAX_AGE: Final = 86_400
 class Downloads:
     """The handlers of all download links."""
 
-    def __init__(self, catalog: Catalog, admission: Admission, threads: Threads, meters: Meters) -> None:
-        self._catalog, self._admission, self._threads, self._meters = catalog, admission, threads, meters
+    def __init__(self, catalog: Catalog, admission: Admission, redirects: Redirects, sending: Sending) -> None:
+        self._catalog, self._admission, self._redirects, self._sending = catalog, admission, redirects, sending
 
     def routes(self) -> list[web.RouteDef]:
         """GET and HEAD of the served revision and of each one, with their checksum files."""
@@ -47,94 +40,40 @@ class Downloads:
         return await self._image(request, asked, entry, revision)
 
     async def _image(self, request: web.Request, asked: Asked, entry: Entry, revision: Revision) -> web.StreamResponse:
-        headers = _headers(revision, asked)
+        headers = _cached(revision, asked)
         outcome = precondition(lambda name: _joined(request, name), headers["ETag"], revision.stored_at)
         if outcome is HTTPStatus.NOT_MODIFIED:
-            kept = {
-                name: headers[name] for name in ("ETag", "Last-Modified", "Cache-Control", "X-Content-Type-Options")
-            }
-            return web.Response(status=outcome, headers=kept)
+            return web.Response(status=outcome, headers=headers)
         if outcome:
             raise Refusal(outcome, "The image is not, or no longer, the one that your precondition names.")
-        span = _span(request, headers["ETag"], entry, revision)
-        status = HTTPStatus.OK
-        if span:
-            status = HTTPStatus.PARTIAL_CONTENT
-            headers["Content-Range"] = f"bytes {span.start}-{span.start + span.length - 1}/{revision.size}"
-        else:
-            span = Span(0, revision.size)
-        response = web.StreamResponse(status=status, headers=headers)
-        response.content_length = span.length
-        if not await self._send(request, response, entry, revision, span):
+        file = _file(revision, asked)
+        if elsewhere := await self._redirects.find(request, entry, revision, file):
+            return elsewhere
+        content = body(_spans(request, headers["ETag"], entry, revision), revision.size)
+        headers |= {"Content-Disposition": f'attachment; filename="{file}"', "Accept-Ranges": "bytes"}
+        headers |= content.headers
+        headers |= _digests(request, revision, content)
+        response = web.StreamResponse(status=content.status, headers=headers)
+        response.content_length = content.length
+        if not await self._sending.send(request, response, entry, revision, content):
             if not await self._catalog.find(asked.namespace, asked.name, asked.number, entry.uid):
                 raise Refusal(404, NOT_FOUND)
             raise Refusal(503, "No store can give the bytes of this image at the moment.", retry_after=LATER)
         return response
 
-    async def _send(
-        self, request: web.Request, response: web.StreamResponse, entry: Entry, revision: Revision, span: Span
-    ) -> bool:
-        """Send from the first copy that can be opened; if it breaks, the rest from the next, at the same byte.
 
-        False if there is none. If none can go on, the connection is cut: the client must see that something is missing.
-        """
-        part = Part(entry.key(revision), revision.size, revision.digest, span)
-        sent = 0
-        async for found in self._catalog.places.copies(revision.stores):
-            store = _told(found, entry, revision)
-            try:
-                rest = Span(span.start + sent, span.length - sent)
-                async with self._threads.open(store, part._replace(span=rest)) as copy:
-                    if not response.prepared:
-                        await response.prepare(request)
-                    if request.method != "HEAD":
-                        meter = self._meters.bytes.labels(store.name)
-
-                        def count(more: int, meter: Counter = meter) -> None:
-                            nonlocal sent
-                            sent += more
-                            meter.inc(more)
-
-                        await copy.send(request, response, count)
-                    return True
-            except NotFound:
-                log.info("store %s does not hold %s", store.name, part.key)
-            except Problem as problem:
-                self._catalog.places.renew(store.name)  # its credentials may have been changed
-                log.warning("%s cannot be read: %s: %s", part.key, problem.reason, problem.message)
-                if sent and store is not found and isinstance(problem, DataLost):
-                    break  # others write there, and may have done so before what was sent already
-            except OSError as error:
-                log.info("the download of %s broke off: %r", part.key, error)
-                break
-        if response.prepared:
-            _cut(request, response)
-        return response.prepared
-
-
-def _cut(request: web.Request, response: web.StreamResponse) -> None:
-    """End the connection: one that is kept alive would hide that something is missing."""
-    if request.transport:
-        request.transport.abort()
-    response.force_close()
-
-
-def _told(store: Store, entry: Entry, revision: Revision) -> Store:
-    """The store; another one if the revision lies in it where others have put it, which is told then."""
-    known = told(store.name, entry.uid, revision.registered) if revision.registered else ()
-    return store.knowing(*known) if known else store
-
-
-def _headers(revision: Revision, asked: Asked) -> dict[str, str]:
+def _file(revision: Revision, asked: Asked) -> str:
+    """The name to save an image under."""
     suffix = f".{revision.disk_format}"
-    headers = _cached(revision, asked) | {
-        "Accept-Ranges": "bytes",
-        "Content-Disposition": f'attachment; filename="{asked.name.removesuffix(suffix)}{suffix}"',
-        "Content-Type": "application/octet-stream",
-    }
-    digests = [(f"sha-{bits}", revision.hex(f"sha{bits}")) for bits in (256, 512)]
-    shown = [f"{name}=:{base64.b64encode(bytes.fromhex(digest)).decode()}:" for name, digest in digests if digest]
-    return headers | ({"Repr-Digest": ", ".join(shown)} if shown else {})
+    return asked.name.removesuffix(suffix) + suffix
+
+
+def _digests(request: web.Request, revision: Revision, content: Body) -> dict[str, str]:
+    """Content-Digest speaks of what this very answer carries, so HEAD has none (RFC 9530, appendix B.2)."""
+    found = {"Repr-Digest": said(revision.hex, _joined(request, "Want-Repr-Digest"))}
+    if content.whole and request.method == "GET":
+        found["Content-Digest"] = said(revision.hex, _joined(request, "Want-Content-Digest"))
+    return {name: value for name, value in found.items() if value}
 
 
 def _cached(revision: Revision, asked: Asked) -> dict[str, str]:
@@ -158,14 +97,14 @@ def _checksum(revision: Revision, asked: Asked, algorithm: str) -> web.Response:
     return web.Response(text=f"{digest}  {asked.file}\n", headers=headers)
 
 
-def _span(request: web.Request, etag: str, entry: Entry, revision: Revision) -> Span | None:
-    """The part that is asked for; None for the whole. Raises Refusal 416."""
+def _spans(request: web.Request, etag: str, entry: Entry, revision: Revision) -> tuple[Span, ...]:
+    """The parts that are asked for; none for the whole. Raises Refusal 416."""
     value = _joined(request, "Range")
     dated = revision.stored_at if entry.dated(revision) else None
     if request.method != "GET" or value is None or not range_applies(request.headers.get("If-Range"), etag, dated):
-        return None
+        return ()
     try:
-        return parse_range(value, revision.size)
+        return parse_ranges(value, revision.size)
     except Unsatisfiable:
         size = {"Content-Range": f"bytes */{revision.size}"}
         raise Refusal(416, f"The image has {revision.size} bytes, and none in this range.", size) from None

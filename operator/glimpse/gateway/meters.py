@@ -29,6 +29,12 @@ class Meters:
             registry=self.registry,
         )
         self.bytes = Counter("glimpse_gateway_sent_bytes", "Image bytes sent.", ["store"], registry=self.registry)
+        self.redirects = Counter(
+            "glimpse_gateway_redirects",
+            "Downloads that were sent to a store's own server.",
+            ["store"],
+            registry=self.registry,
+        )
         self.images = Gauge("glimpse_gateway_images", "Images that can be downloaded.", registry=self.registry)
         self.watchers = Gauge(
             "glimpse_gateway_watchers", "Clients that watch the list of images.", registry=self.registry

@@ -7,7 +7,7 @@ rotated key counts without a restart; one without costs no request.
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncGenerator, Iterable
 from typing import Final
 
 from pydantic import ValidationError
@@ -73,7 +73,7 @@ class Places:
         else:
             self._places[name] = _Place(kind, uid)
 
-    async def copies(self, names: Iterable[str]) -> AsyncIterator[Store]:
+    async def copies(self, names: Iterable[str]) -> AsyncGenerator[Store, None]:
         """Of these stores those that can be opened: ready ones first, the heaviest first.
 
         One that is not ready comes last and not never: it may be full, and still be read.

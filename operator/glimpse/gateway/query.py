@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from operator import attrgetter, eq, ge, gt, le, lt
-from typing import Final
+from typing import Any, Final, NamedTuple
 from urllib.parse import urlencode
 
 from glimpse.api.base import parse_quantity
@@ -25,7 +25,7 @@ LIMIT: Final = 100
 """Entries of a page, if nothing is said."""
 MOST: Final = 1000
 """Entries of a page at most."""
-FILTERS: Final = 32
+AT_ONCE: Final = 32
 """Filters at most."""
 NAMESPACES: Final = 8
 """Namespaces that may be named; the API server is asked about each."""
@@ -47,6 +47,14 @@ _VISIBILITIES: Final = ("private", "shared", "community", "public")
 
 Maker = Callable[[str, list[str]], Test]
 """Makes a test of the values of one filter."""
+
+
+class Filter(NamedTuple):
+    """One filter."""
+
+    make: Maker
+    value: Mapping[str, Any]
+    """One value, as a JSON schema."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +91,7 @@ class Query:
             raise Refusal(400, f"namespace and as may be given {NAMESPACES} times each.")
         if not all(_NAMESPACE.fullmatch(name) for name in namespaces | acting):
             raise Refusal(400, "namespace and as must be names of namespaces.")
-        tests = {name: make(name, values[name]) for name, make in _FILTERS.items() if name in values}
+        tests = {name: each.make(name, values[name]) for name, each in FILTERS.items() if name in values}
         tests.setdefault("hidden", lambda item: not item.hidden)
         return cls(
             tests=tuple(tests.values()),
@@ -136,16 +144,16 @@ def _gathered(
     """The values by name, and all as it was asked but for the cursor. Raises Refusal 400."""
     values: dict[str, list[str]] = {}
     for name, value in asked:
-        if name not in _FILTERS and name not in controls:
-            known = ", ".join(sorted({*_FILTERS, *controls}))
+        if name not in FILTERS and name not in controls:
+            known = ", ".join(sorted({*FILTERS, *controls}))
             raise Refusal(400, f"There is no {name[:64]!r} to ask for; known are: {known}.")
         most = _CURSOR if name == "cursor" else _VALUE
         if not 0 < len(value) <= most:
             raise Refusal(400, f"{name} must have a value, of at most {most} characters.")
         values.setdefault(name, []).append(value)
     kept = tuple((name, value) for name, value in asked if name != "cursor")
-    if len(urlencode(kept, errors="replace")) > LENGTH or sum(name in _FILTERS for name, _ in kept) > FILTERS:
-        raise Refusal(400, f"There may be {FILTERS} filters, of {LENGTH} bytes together.")
+    if len(urlencode(kept, errors="replace")) > LENGTH or sum(name in FILTERS for name, _ in kept) > AT_ONCE:
+        raise Refusal(400, f"There may be {AT_ONCE} filters, of {LENGTH} bytes together.")
     for name in PAGING:
         if len(values.get(name, ())) > 1:
             raise Refusal(400, f"{name} may be given once.")
@@ -177,8 +185,10 @@ def _fields(values: list[str] | None) -> frozenset[str] | None:
 
 # --- filters
 
+_TEXT: Final = {"type": "string", "minLength": 1, "maxLength": _VALUE}
 
-def _one_of(attribute: str, choices: tuple[str, ...] = ()) -> Maker:
+
+def _one_of(attribute: str, choices: tuple[str, ...] = ()) -> Filter:
     """One of the values."""
     get = attrgetter(attribute)
 
@@ -188,10 +198,10 @@ def _one_of(attribute: str, choices: tuple[str, ...] = ()) -> Maker:
             raise Refusal(400, f"{name} must be one of {', '.join(choices)}.")
         return lambda item: get(item) in wanted
 
-    return make
+    return Filter(make, {"type": "string", "enum": list(choices)} if choices else _TEXT)
 
 
-def _flag(attribute: str) -> Maker:
+def _flag(attribute: str) -> Filter:
     get = attrgetter(attribute)
 
     def make(name: str, values: list[str]) -> Test:
@@ -200,10 +210,10 @@ def _flag(attribute: str) -> Maker:
         wanted = {value == "true" for value in values}
         return lambda item: get(item) in wanted
 
-    return make
+    return Filter(make, {"type": "string", "enum": ["true", "false"]})
 
 
-def _pattern(attribute: str, *, fold: bool = False) -> Maker:
+def _pattern(attribute: str, *, fold: bool = False) -> Filter:
     """One of the values, in which `*` stands for any text."""
     get = attrgetter(attribute)
 
@@ -220,7 +230,7 @@ def _pattern(attribute: str, *, fold: bool = False) -> Maker:
 
         return test
 
-    return make
+    return Filter(make, _TEXT)
 
 
 def _glob(pattern: str) -> Callable[[str], bool]:
@@ -271,7 +281,7 @@ def _properties(_name: str, values: list[str]) -> Test:
     return test
 
 
-def _compared(attribute: str, parse: Callable[[str], float], example: str) -> Maker:
+def _compared(attribute: str, parse: Callable[[str], float], example: str) -> Filter:
     """Fits all of the values: a number, or how it compares, as `gte:1Gi`. What an image does not have fits none."""
     get = attrgetter(attribute)
 
@@ -294,7 +304,8 @@ def _compared(attribute: str, parse: Callable[[str], float], example: str) -> Ma
 
         return test
 
-    return make
+    said = {"type": "string", "minLength": 1, "maxLength": _NUMBER + 4, "examples": [example, f"gte:{example}"]}
+    return Filter(make, said)
 
 
 def _bound(parse: Callable[[str], float], text: str) -> float:
@@ -308,14 +319,14 @@ def _time(text: str) -> float:
     return (found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp()
 
 
-_FILTERS: Final[Mapping[str, Maker]] = {
+FILTERS: Final[Mapping[str, Filter]] = {
     # the cheapest first
     "namespace": _one_of("namespace"),
     "hidden": _flag("hidden"),
     "name": _pattern("name"),
     "title": _pattern("title", fold=True),
-    "tag": _tags,
-    "property": _properties,
+    "tag": Filter(_tags, _TEXT),
+    "property": Filter(_properties, _TEXT),
     "diskFormat": _one_of("disk_format"),
     "containerFormat": _one_of("container_format"),
     "visibility": _one_of("visibility", _VISIBILITIES),

@@ -10,10 +10,15 @@ from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from typing import Final, NamedTuple
 
-_RANGE: Final = re.compile(r"bytes=[ \t]*([0-9]*)-([0-9]*)[ \t]*", re.ASCII | re.IGNORECASE)
+_UNIT: Final = re.compile(r"bytes=", re.IGNORECASE)
+_RANGE: Final = re.compile(r"([0-9]*)-([0-9]*)", re.ASCII)
 # Possessive, and nothing optional before the tag but two letters: no part of a list is looked at more than twice.
 _ETAG: Final = re.compile(r'(W/)?("[\x21\x23-\x7e\x80-\U0010ffff]*+")[ \t]*+(?:,|$)')
 _DIGITS: Final = 4000  # Python refuses to convert much longer ones
+MANY: Final = 50
+"""Parts of one answer; who asks for more gets the whole."""
+GAP: Final = 160
+"""Bytes between two ranges that cost no more to send than the head of another part."""
 LONGEST: Final = 8192
 """Characters of a header with all its lines; a longer one names nothing: no 304, no 206, and If-Match fails."""
 
@@ -29,29 +34,58 @@ class Span(NamedTuple):
 
 
 class Unsatisfiable(Exception):  # noqa: N818 - the word of RFC 9110
-    """The range lies outside of the representation: 416."""
+    """All ranges lie outside of the representation: 416."""
 
 
-def parse_range(value: str, size: int) -> Span | None:
-    """The single byte range that `value` asks for; None if the whole is to be sent. Raises Unsatisfiable.
+def parse_ranges(value: str, size: int) -> tuple[Span, ...]:
+    """The byte ranges that `value` asks for, as they are to be sent; none if that is the whole. Raises Unsatisfiable.
 
-    What is malformed, in another unit, or asks for several ranges is ignored, which RFC 9110 (14.2) allows: a client
-    that wants several parts of an image is served better by several requests.
+    Several are joined where they overlap, touch, or leave out no more than GAP bytes, and stand where the first of
+    them was asked for (RFC 9110, 15.3.7.2): what is left costs less than the whole. What is malformed or in another
+    unit is ignored, and so are more than MANY that cannot be joined, as is allowed there (14.2). The work is bounded by
+    the header's length.
     """
-    match = _RANGE.fullmatch(value) if len(value) <= LONGEST else None
+    unit = _UNIT.match(value) if len(value) <= LONGEST else None
+    if not unit:
+        return ()
+    asked = [part for each in value[unit.end() :].split(",") if (part := each.strip(" \t"))]  # empty ones mean nothing
+    try:
+        spans = [span for each in asked if (span := _span(each, size))]
+    except ValueError:
+        return ()
+    if asked and not spans:
+        raise Unsatisfiable
+    if len(asked) == 1:
+        return tuple(span for span in spans if span.length)
+    joined = _join(spans)
+    return () if len(joined) > MANY or joined == (Span(0, size),) else joined
+
+
+def _span(asked: str, size: int) -> Span | None:
+    """One range; None if no byte of it exists. Raises ValueError if it is none. Of nothing, the end is nothing."""
+    match = _RANGE.fullmatch(asked)
     if not match or not (match[1] or match[2]):
-        return None
+        raise ValueError(asked)
     first, last = _number(match[1]), _number(match[2])
     if first is None:  # a suffix: the last so many bytes
         length = min(last or 0, size)
-        if not last:
-            raise Unsatisfiable
-        return Span(size - length, length) if length else None
+        return Span(size - length, length) if last else None
     if last is not None and last < first:
-        return None
-    if first >= size:
-        raise Unsatisfiable
-    return Span(first, (size if last is None else min(last + 1, size)) - first)
+        raise ValueError(asked)
+    return Span(first, (size if last is None else min(last + 1, size)) - first) if first < size else None
+
+
+def _join(spans: list[Span]) -> tuple[Span, ...]:
+    """The same bytes and those of small gaps, each once; in the order in which they were first asked for."""
+    found: list[tuple[int, Span]] = []  # with the place of the first that it is made of
+    for place, span in sorted(enumerate(spans), key=lambda each: each[1]):
+        before = found[-1] if found else None
+        if before and span.start - (before[1].start + before[1].length) <= GAP:
+            end = max(before[1].start + before[1].length, span.start + span.length)
+            found[-1] = min(place, before[0]), Span(before[1].start, end - before[1].start)
+        else:
+            found.append((place, span))
+    return tuple(span for _, span in sorted(found))
 
 
 def precondition(header: Header, etag: str, modified: datetime) -> HTTPStatus | None:

@@ -10,6 +10,7 @@ from typing import Final
 
 from aiohttp import web
 
+PROBLEM: Final = "application/problem+json"
 NOT_FOUND: Final = "There is no such image, or you may not download it."
 """The same words for what is not there and for what the caller may not see."""
 MISMATCH: Final = (460, "Checksum Mismatch")
@@ -37,13 +38,13 @@ class Refusal(Exception):  # noqa: N818 - it is an answer, not a fault of ours
 
 def refuse(status: int, detail: str, headers: Mapping[str, str] | None = None) -> web.Response:
     """The answer for one refusal."""
-    title = MISMATCH[1] if status == MISMATCH[0] else HTTPStatus(status).phrase
+    title = title_of(status)
     body = {"type": "about:blank", "title": title, "status": status, "detail": detail}
     response = web.Response(
         status=status,
         reason=title,
         body=json.dumps(body).encode() + b"\n",
-        content_type="application/problem+json",
+        content_type=PROBLEM,
         headers=headers,
     )
     response.headers["Cache-Control"] = "no-store"
@@ -52,6 +53,11 @@ def refuse(status: int, detail: str, headers: Mapping[str, str] | None = None) -
         response.headers.add("WWW-Authenticate", 'Bearer realm="glimpse"')
         response.headers.add("WWW-Authenticate", 'Basic realm="glimpse", charset="UTF-8"')
     return response
+
+
+def title_of(status: int) -> str:
+    """The words of a status."""
+    return MISMATCH[1] if status == MISMATCH[0] else HTTPStatus(status).phrase
 
 
 def away() -> Refusal:

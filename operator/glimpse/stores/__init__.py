@@ -164,10 +164,11 @@ class Local(Protocol):
 class Linkable(Protocol):
     """The store's own server gives an object to whoever has a link: no byte passes through us."""
 
-    def link(self, key: str, seconds: float, /) -> str | None:
+    def link(self, key: str, seconds: float, name: str, /) -> str | None:
         """A URL that anybody can GET, with ranges, for so long or less; it is a secret. Raises NotFound.
 
-        None: of this one there is none, as others may write to its bytes.
+        `name`: under which a client shall save the bytes, if the server can be made to say so; plain ASCII.
+        None: the store does not say where clients reach it, or others may write to these bytes.
         """
 
 
@@ -557,13 +558,16 @@ class Store:
         with self._border(present=True):
             return self.driver.open(key)
 
-    def link(self, key: str, seconds: float) -> str | None:
-        """A URL that anybody can GET for so long or less; None if the store has none. Raises NotFound."""
+    def link(self, key: str, seconds: float, name: str) -> str | None:
+        """A URL that anybody can GET for so long or less, and save as `name`; None if the store has none.
+
+        Raises NotFound.
+        """
         _check(key, _KEY)
         if not isinstance(self.driver, Linkable):
             return None
         with self._border(present=True):
-            return self.driver.link(key, seconds)
+            return self.driver.link(key, seconds, name)
 
     def stat(self, key: str) -> Entry:
         """Look at an object. Raises NotFound; DataLost if it was told of, and other bytes lie there."""

@@ -43,7 +43,7 @@ from glimpse.lease import Lease
 from glimpse.problems import DataLost, NotFound, Problem, StoreConflict, StoreUnavailable
 from glimpse.stores import RECORD_LIMIT, Capacity, Note, Stat, Unable, Version
 from glimpse.stores.s3 import places
-from glimpse.stores.s3.bucket import Bucket, Listed, Upload, age
+from glimpse.stores.s3.bucket import BYTES, Bucket, Listed, Upload, age
 from glimpse.stores.s3.client import TOKEN_FILES, Keys, Place, preload
 from glimpse.stores.s3.config import S3Config
 from glimpse.stores.s3.moves import copy, fetch, send
@@ -115,8 +115,10 @@ class S3:
         self._keys = Keys.of(secret)
         region = config.region or "us-east-1"
         place = Place(config.endpoint, region, config.bucket, config.addressing, self.patience)
+        public = replace(place, endpoint=config.public_endpoint) if config.public_endpoint else None
         self._prefix = f"{config.prefix}/" if config.prefix else ""
         self._bucket = Bucket(place, self._prefix, self._keys, ca_bundle, self.page)
+        self._public = Bucket(public, self._prefix, self._keys, ca_bundle, self.page) if public else None
         self._part_size, self._create = config.part_size, config.create_bucket
 
     @property
@@ -137,19 +139,19 @@ class S3:
         with ahead(partial(self._fetch, commit), commit.size, offset, length) as reader:
             yield reader
 
-    def link(self, key: str, seconds: float, /) -> str | None:
-        """A signed URL of the bytes."""
-        commit = self._read(key)
-        if commit.note:
+    def link(self, key: str, seconds: float, name: str, /) -> str | None:
+        """A signed URL of the bytes, at the address that clients know."""
+        public, commit = self._public, self._read(key)
+        if not public or commit.note:
             return None
-        at = self._bucket.at(commit.place)
-        return self._bucket.ask(
-            lambda s3: s3.generate_presigned_url(
-                "get_object",
-                Params={"Bucket": self._bucket.name, "Key": at},
-                ExpiresIn=max(1, min(int(seconds), LONGEST_LINK)),
-            )
-        )
+        where = {
+            "Bucket": public.name,
+            "Key": public.at(commit.place),
+            "ResponseContentType": BYTES,
+            "ResponseContentDisposition": f'attachment; filename="{name}"',
+        }
+        life = max(1, min(int(seconds), LONGEST_LINK))
+        return public.ask(lambda s3: s3.generate_presigned_url("get_object", Params=where, ExpiresIn=life))
 
     def clone(self, source: str, key: str, attempt: str, record: bytes, /) -> Stat:
         """Have the server copy the bytes, then write the object that names the attempt."""

@@ -21,6 +21,9 @@ class S3Config(Model):
 
     endpoint: Annotated[Url, Rule("!self.contains('?')", "must have no query")] | None = None
     """The server, as https://s3.example.com; omitted: Amazon's own in that region."""
+    public_endpoint: Annotated[Url, Rule("!self.contains('?')", "must have no query")] | None = None
+    """The same server as those who download reach it, as https://s3.example.com; the gateway may send them there.
+    Omitted: all bytes pass through the gateway."""
     region: Annotated[
         str | None,
         Field(min_length=1, max_length=63),

@@ -25,7 +25,7 @@ from functools import partial
 from importlib import import_module
 from secrets import token_hex
 from typing import ClassVar, Final
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote, urlencode, urlsplit
 
 from pydantic import BaseModel
 
@@ -70,7 +70,7 @@ class Swift:
         """Logs in at the first request."""
         self._container, self._segments = config.container, config.segment_container or config.container
         self._create, self._segment = config.create_container, config.segment_size
-        self._link_key = secret.get("tempURLKey")
+        self._public, self._link_key = config.public_endpoint, secret.get("tempURLKey")
         self._where = f"{host(config.auth_url)}, container {config.container}"
         self._client = Client(self._where, config.region, login(config, secret), ca_bundle)
         self._client.patience = self.patience
@@ -254,8 +254,10 @@ class Swift:
             ) from problem
         return self._standing
 
-    def link(self, key: str, seconds: float, /) -> str | None:
+    def link(self, key: str, seconds: float, name: str, /) -> str | None:
         """A temporary URL (TempURL). Raises InvalidConfiguration unless the Secret has the key to sign it with."""
+        if not self._public:
+            return None
         if not self._link_key:
             raise InvalidConfiguration(
                 f"{self._where}: the Secret has no `tempURLKey`, the Temp-URL-Key of the account or the container"
@@ -263,12 +265,12 @@ class Swift:
         commit = self._names.load(key)
         if commit.note:
             return None
-        account = urlsplit(self._client.url())
-        name = f"{self._names.prefix}data/{key}.{commit.attempt}"
-        path = f"{account.path.rstrip('/')}/{quote(self._container)}/{quote(name)}"
+        place = f"{self._names.prefix}data/{key}.{commit.attempt}"
+        path = f"{urlsplit(self._client.url()).path.rstrip('/')}/{quote(self._container)}/{quote(place)}"
         expires = int(time.time() + seconds)
         signed = hmac.new(self._link_key.encode(), f"GET\n{expires}\n{path}".encode(), "sha256").hexdigest()
-        return f"{account.scheme}://{account.netloc}{path}?temp_url_sig={signed}&temp_url_expires={expires}"
+        query = urlencode({"temp_url_sig": signed, "temp_url_expires": expires, "filename": name})
+        return f"{self._public}{path}?{query}"
 
     @classmethod
     def preload(cls) -> None:

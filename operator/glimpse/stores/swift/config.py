@@ -58,6 +58,20 @@ class SwiftConfig(Model):
     """Where one logs in: Keystone, or with version 1 the address that gives out tokens (…/auth/v1.0)."""
     auth_version: Literal["1", "3"] = "3"
     """3: Keystone. 1: Swift's own (tempauth, Ceph's gateway)."""
+    public_endpoint: (
+        Annotated[
+            str,
+            Field(min_length=1, max_length=1024),
+            Rule(
+                "self.matches('^https?://[^/?#@[:space:][:cntrl:]]+$')",
+                "must be a scheme, a host and perhaps a port, such as https://swift.example.com:8080, and no path",
+            ),
+        ]
+        | None
+    ) = None
+    """Swift as those who download reach it, as https://swift.example.com; the gateway may send them there, if the
+    Secret has a `tempURLKey`. Paths are signed, so they must be those of the catalog. Omitted: all bytes pass through
+    the gateway."""
     region: Annotated[str | None, Field(min_length=1, max_length=255)] = None
     """Of Keystone's catalog; the first one that has an object store, if there are several."""
     container: Annotated[
