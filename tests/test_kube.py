@@ -123,6 +123,8 @@ async def test_a_status_is_written_to_exactly_this_object(client: Kube, namespac
     for wrong in ({"uid": str(uuid.uuid4())}, {"generation": 7}):
         with pytest.raises(Conflict):
             await client.patch_status(IMAGE, image | {"metadata": meta | wrong}, {"observedGeneration": 9})
+    with pytest.raises(Conflict):  # another has written since
+        await client.patch_status(IMAGE, image, {"observedGeneration": 9}, exact=True)
     with pytest.raises(Invalid):
         await client.patch_status(IMAGE, image, {"observedGeneration": "many"})
     now = await client.get(IMAGE, "i", namespace)

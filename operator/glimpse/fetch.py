@@ -336,7 +336,9 @@ class Fetcher:
         if self._sent:
             raise SourceUnavailable("what was kept of the upload is not what was sent; send it again from its start")
         self._sent = True
-        task, start = self._task, left.mark.length if left else 0
+        # One byte is asked for at least, so that there is a request that hears what became of it.
+        task, start = self._task, left.start if left else 0
+        kept = left.mark.length if left else 0
         source = PipeSource(origin.pipe, origin.uid, origin.size, start=start)
         if left:
             left.used = True
@@ -344,7 +346,7 @@ class Fetcher:
         whole = Joined(left, source, self._cancelled) if left else source
         said = [Digest(name, value, by="the sender") for name, _, value in (d.partition(":") for d in origin.digests)]
         with Checked(whole, said) as sent:
-            shape = Shape(task, sent if said else whole, wanted, self._say, self._cancelled, start=start)
+            shape = Shape(task, sent if said else whole, wanted, self._say, self._cancelled, start=kept)
 
             def record() -> Record:
                 return self._described(shape, None, None, None)
@@ -354,7 +356,7 @@ class Fetcher:
                 if left:
                     if not shape.untouched:
                         raise DataLost("what was kept of the upload is not what is stored now")
-                    shape.trail.demand(start, left.mark.digest)
+                    shape.trail.demand(kept, left.mark.digest)
                 yield Opened(body, record, mark.along(shape.trail) if mark and shape.untouched else None, left)
 
     @contextmanager

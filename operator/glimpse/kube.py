@@ -407,10 +407,11 @@ class Kube:
             self.wrote(kind, new)
         return new
 
-    async def patch_status(self, kind: Kind, obj: Object, status: Object) -> Object:
+    async def patch_status(self, kind: Kind, obj: Object, status: Object, *, exact: bool = False) -> Object:
         """Replace the whole status of exactly this object at exactly this generation; gives the new object.
 
-        Raises Conflict if the object is another one or its spec has changed (nothing is written), Gone, Invalid.
+        `exact`: of exactly this version, since others write it too. Raises Conflict if the object is another one or
+        its spec (or version) has changed (nothing is written), Gone, Invalid.
         A `uid` in a merge patch would be ignored, so these are tests of a JSON patch (RFC 6902).
         """
         meta = obj["metadata"]
@@ -419,6 +420,8 @@ class Kube:
             {"op": "test", "path": "/metadata/generation", "value": meta["generation"]},
             {"op": "add", "path": "/status", "value": status},
         ]
+        if exact:
+            patch.insert(0, {"op": "test", "path": "/metadata/resourceVersion", "value": meta["resourceVersion"]})
         return await self._patch(kind, obj, patch, "status")
 
     async def set_finalizers(self, kind: Kind, obj: Object, finalizers: Sequence[str]) -> Object:

@@ -178,6 +178,12 @@ class Uploads(_Group):
 
     at_once: int = Field(default=16, ge=1)
     """Uploads at once, of one replica of the gateway. Each has a worker."""
+    expiry: float = Field(default=6 * 3600.0, ge=1)
+    """Seconds after which an upload in parts (tus) ends if nothing more of it comes. Until then no other upload for the
+    same image can begin."""
+    linger: float = Field(default=30.0, ge=0)
+    """Seconds that the worker of an upload in parts waits for the next one. Then what it has is left in the stores, and
+    read again when more comes."""
 
 
 class Settings(BaseSettings):

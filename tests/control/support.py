@@ -20,6 +20,7 @@ from glimpse.control.seen import (
     Work,
 )
 from glimpse.control.slots import Place
+from glimpse.control.uploads import Upload
 from glimpse.problems import DataLost, Problem, StoreConflict
 from glimpse.settings import Settings
 from glimpse.tasks import Record, Stored
@@ -61,6 +62,7 @@ class World:
     progress: Transfer | None = None
     references: str | None = None
     original: Original | None = None
+    upload: Upload | None = None
     held: dict[str, dict[int, str]] = field(default_factory=dict)
     """Spec hashes by revision by store: the bytes."""
     contents: dict[tuple[str, int], int] = field(default_factory=dict)
@@ -94,6 +96,7 @@ class World:
             scrub=self.scrub,
             references=self.references,
             original=self.original,
+            upload=self.upload,
         )
         verdict = decide(seen, SETTINGS)
         again = decide(seen, SETTINGS)
@@ -108,6 +111,7 @@ class World:
                 self.queued,
                 self.progress,
                 original=self.original,
+                upload=self.upload if self.upload and self.upload.uid != verdict.dropped else None,
             ),
             SETTINGS,
         )
@@ -121,6 +125,8 @@ class World:
         self.gone = verdict.finalizer is False
         self.said += verdict.events
         self.again = verdict.again
+        if self.upload and self.upload.uid == verdict.dropped:
+            self.upload = None
         if verdict.cancel:
             self.running = None
         elif verdict.start:

@@ -55,11 +55,13 @@ class Slow(Kube):
     slow: str = ""
     go_on: asyncio.Event
 
-    async def patch_status(self, kind: Kind, obj: dict[str, Any], status: dict[str, Any]) -> dict[str, Any]:
+    async def patch_status(
+        self, kind: Kind, obj: dict[str, Any], status: dict[str, Any], *, exact: bool = False
+    ) -> dict[str, Any]:
         """The same, at last."""
         if obj["metadata"]["name"] == self.slow and status.get("history"):
             await self.go_on.wait()
-        return await super().patch_status(kind, obj, status)
+        return await super().patch_status(kind, obj, status, exact=exact)
 
 
 def is_over(obj: dict[str, Any]) -> bool:

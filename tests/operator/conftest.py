@@ -26,6 +26,7 @@ SETTINGS: Final = {
     "GLIMPSE_LIMITS__NAMESPACE_TRANSFERS": "2",
     "GLIMPSE_LIMITS__IMAGE_SIZE": str(32 << 20),
     "GLIMPSE_DIGESTS": '["md5"]',
+    "GLIMPSE_UPLOADS__LINGER": "4",
 }
 """What takes minutes in an installation takes moments here; the limits are small enough to reach."""
 

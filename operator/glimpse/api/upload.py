@@ -4,11 +4,17 @@ An object of its own, since only the operator writes an Image's status, and ever
 far an upload is. People only look at it.
 """
 
-from typing import Annotated, Literal
+from datetime import datetime, timedelta
+from typing import Annotated, Final, Literal
 
 from pydantic import Field
 
-from glimpse.api.base import Int64, Metadata, Model, Name, Time
+from glimpse.api.base import Digest, Int64, Metadata, Model, Name, Time
+
+FRESH: Final = timedelta(seconds=60)
+"""How long an upload may be without a word of its gateway."""
+METADATA_LENGTH: Final = 2048
+"""Characters of what a sender may say of its file."""
 
 
 class UploadFailure(Model):
@@ -29,6 +35,12 @@ class ImageUploadSpec(Model):
     """Exactly this Image, and none of the same name that comes after it."""
     size: Int64 | None = None
     """Bytes of the whole; absent where it is not known."""
+    resumable: bool | None = None
+    """It may come in parts, and go on where it broke off (tus). Absent: all comes in one request."""
+    digests: Annotated[tuple[Digest, ...], Field(max_length=8)] = ()
+    """What the bytes must be, as the sender says, besides the checksum of the Image."""
+    metadata: Annotated[str | None, Field(max_length=METADATA_LENGTH)] = None
+    """What the sender says of its file, as the header Upload-Metadata of tus: it means nothing here."""
 
 
 class ImageUploadStatus(Model):
@@ -48,7 +60,13 @@ class ImageUploadStatus(Model):
     progress: Annotated[str | None, Field(max_length=16)] = None
     """The same for the column."""
     expires_at: Time | None = None
-    """When it ends if nothing more comes."""
+    """When it ends if nothing more comes; once there is an outcome, when it need no longer be kept."""
+    holder: Annotated[str | None, Field(max_length=128)] = None
+    """The replica of the gateway whose worker takes the bytes; absent while nobody sends any."""
+    held_until: Time | None = None
+    """When another replica may take it over without being asked to wait."""
+    asked_by: Annotated[str | None, Field(max_length=128)] = None
+    """A replica that wants to have it: it gets it between two requests."""
 
 
 class ImageUpload(Model):
@@ -59,3 +77,10 @@ class ImageUpload(Model):
     """What is uploaded."""
     status: ImageUploadStatus = ImageUploadStatus()
     """How far it is."""
+
+    @property
+    def expires(self) -> datetime:
+        """When it ends if nothing more comes, or when it need no longer be kept."""
+        made = self.metadata.creation_timestamp
+        assert made  # noqa: S101 - every object has one
+        return self.status.expires_at or made + FRESH

@@ -4,16 +4,24 @@ Apart from the rest of `decide`, since nothing else happens then.
 """
 
 from collections.abc import Sequence
+from typing import Final
 
 from glimpse.api.base import FORGET_STORE, requested_at
+from glimpse.api.upload import UploadFailure
 from glimpse.control.conditions import RECONCILING, STALLED
 from glimpse.control.describe import describe_suspended, status
 from glimpse.control.draft import Draft, touched, wanted_stores
+from glimpse.control.keep import drop_upload
 from glimpse.control.seen import RemoveWork
+
+SUSPENDED: Final = UploadFailure(reason="Suspended", message="the image was suspended")
+DELETED: Final = UploadFailure(reason="Deleted", message="the image is being deleted")
 
 
 def suspend(d: Draft) -> None:
-    """Everything stays as it is."""
+    """Everything stays as it is, but an upload that is under way: its sender would wait for nothing."""
+    if not (d.seen.upload and d.seen.upload.stored):
+        drop_upload(d, SUSPENDED)
     d.handled = requested_at(d.meta) or d.handled
     d.cancel = d.seen.running is not None
     d.targets = wanted_stores(d.seen.image, ())
@@ -22,6 +30,7 @@ def suspend(d: Draft) -> None:
 
 def delete(d: Draft) -> None:
     """Remove the bytes from every store, then let go."""
+    drop_upload(d, DELETED)
     running = d.seen.running
     if d.spec.protected:
         d.targets = wanted_stores(d.seen.image, ())

@@ -11,38 +11,33 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Any
 
 from pydantic import ValidationError
 
 from glimpse.api.base import FINALIZER
 from glimpse.api.image import Image, ImageStatus
-from glimpse.api.upload import ImageUpload
-from glimpse.control import metrics, originals, uploads
+from glimpse.control import metrics, originals
 from glimpse.control import store as stores
 from glimpse.control.conditions import READY, RECONCILING, STALLED, find, is_true
 from glimpse.control.draft import touched
+from glimpse.control.driving import Looks, drive
 from glimpse.control.entry import Entry
 from glimpse.control.image import decide
+from glimpse.control.originals import Referers
 from glimpse.control.quota import Quotas, held
 from glimpse.control.references import References
 from glimpse.control.scrub import Scrubber
 from glimpse.control.seen import FetchWork, Result, Seen, Verdict, VerifyWork
 from glimpse.control.shelf import Shelf
+from glimpse.control.uploads import Uploads
 from glimpse.control.works import Meter, Works
-from glimpse.kube import IMAGE, NAMESPACE, STORE, UPLOAD, ApiError, Conflict, Gone, Invalid, Kind, Kube
+from glimpse.kube import IMAGE, NAMESPACE, STORE, UPLOAD, Gone, Kind, Kube
 from glimpse.problems import DataLost, WorkerLost
 from glimpse.runners import Runner
 from glimpse.settings import Settings
 
 log = logging.getLogger(__name__)
-
-_FIRST_LOOK: Final = 1.0
-"""Seconds until a running transfer is first shown: a small image is done before, and saves a write."""
-_QUEUE_LOOKS: Final = 6
-"""Intervals of progress between two looks at the place in the queue, of which there may be a thousand at once."""
-_PAUSE: Final = 30.0
-"""The longest pause after an unexpected error, in seconds."""
 
 
 class Engine:
@@ -56,14 +51,14 @@ class Engine:
         self._images: dict[str, Entry] = {}
         self._counts: Counter[str] = Counter()
         self._labels: dict[str, Mapping[str, str]] = {}
-        self._referers: dict[tuple[str, str], set[str]] = {}
-        """Uids of the images that refer to another one, by its namespace and name."""
+        self._referers = Referers()
         self._ready = asyncio.Event()
         self._closing = False
         self._shelf = Shelf(settings, kube, runner, self._users, self._store_changed)
         self._quotas = Quotas(self._shelf.stores, self._held)
-        self._uploads = uploads.Uploads(self._used)
+        self._uploads = Uploads(kube, self._used)
         self._works = Works(settings, runner, references, self._shelf.ref, self._quotas)
+        self._looks = Looks(self._works, settings.progress_interval)
         self._scrubber = Scrubber(settings.scrub.interval, self._scrub)
 
     async def start(self) -> None:
@@ -130,7 +125,7 @@ class Engine:
                 return
             meta.pop("managedFields", None)
             entry.raw = obj
-            self._note_original(entry, obj)
+            self._referers.note(entry, obj)
             self._kick(entry)
             self._kick_referers(entry)
 
@@ -153,38 +148,20 @@ class Engine:
             self._forget(entry)
 
     def _upload(self, obj: dict[str, Any], *, gone: bool = False) -> None:
-        try:
-            entry = self._images.get(self._uploads.offer(obj, gone=gone))
-        except ValidationError as error:
-            log.error("upload %s cannot be understood: %s", obj["metadata"]["name"], error)  # noqa: TRY400 - no bug
-            return
-        if entry:
+        image = self._uploads.offer(obj, gone=gone)
+        if image and (entry := self._images.get(image)):
             self._kick(entry)
-
-    def _note_original(self, entry: Entry, obj: dict[str, Any] | None) -> None:
-        """To which Image this one refers; None: it is gone."""
-        ref = (obj["spec"].get("source") or {}).get("image") if obj else None
-        refers = (ref.get("namespace") or entry.namespace, ref["name"]) if ref else None
-        if refers == entry.refers:
-            return
-        if entry.refers:
-            self._referers[entry.refers].discard(entry.uid)
-            if not self._referers[entry.refers]:
-                del self._referers[entry.refers]
-        if refers:
-            self._referers.setdefault(refers, set()).add(entry.uid)
-        entry.refers = refers
 
     def _kick_referers(self, entry: Entry) -> None:
         """Those that refer to this image look at it anew."""
-        for uid in self._referers.get((entry.namespace, entry.name), ()):
+        for uid in self._referers.of(entry.namespace, entry.name):
             if other := self._images.get(uid):
                 self._kick(other)
 
     def _forget(self, entry: Entry) -> None:
         self._images.pop(entry.uid, None)
         entry.gone = True
-        self._note_original(entry, None)
+        self._referers.note(entry, None)
         self._kick_referers(entry)
         if entry.timer:
             entry.timer.cancel()
@@ -237,41 +214,10 @@ class Engine:
     async def _drive(self, entry: Entry) -> None:
         """See, decide, act, until nothing is left to do."""
         await self._ready.wait()
-        failures = 0
         try:
-            while (entry.wake.is_set() or entry.work_task) and not entry.gone:
-                entry.wake.clear()
-                try:
-                    await self._step(entry)
-                    failures = 0
-                except Gone:
-                    self._forget(entry)
-                    return
-                except Conflict:
-                    failures += 1
-                    entry.raw = None
-                    entry.wake.set()
-                    if failures > 1:
-                        await asyncio.sleep(min(_PAUSE, 0.05 * 2 ** min(failures, 10)))
-                except Invalid as error:
-                    # Tried again at once it would be refused again.
-                    log.error("%s/%s: %s", entry.namespace, entry.name, error.message)  # noqa: TRY400 - no bug
-                    entry.raw = None
-                    entry.wake.set()
-                    await asyncio.sleep(_PAUSE)
-                except Exception as error:
-                    failures += 1
-                    bug = not isinstance(error, ApiError)
-                    log.log(
-                        logging.ERROR if bug else logging.WARNING,
-                        "%s/%s: %s",
-                        entry.namespace,
-                        entry.name,
-                        error,
-                        exc_info=bug,
-                    )
-                    entry.wake.set()
-                    await asyncio.sleep(min(_PAUSE, 0.5 * 2 ** min(failures, 10)))
+            await drive(entry, self._step)
+        except Gone:
+            self._forget(entry)
         finally:
             entry.task = None
 
@@ -305,14 +251,11 @@ class Engine:
         if verdict.finalizer is False:
             finalizers = [f for f in image.metadata.finalizers if f != FINALIZER]
             await self._kube.set_finalizers(IMAGE, raw, finalizers)
-            await self._remove_uploads(self._uploads.of(entry.uid))
+            await self._uploads.remove(entry.uid)
             self._forget(entry)
             return
         await self._write(entry, image, raw, verdict, result)
-        over, later = self._uploads.over(entry.uid, verdict.status.pending, datetime.now(UTC))
-        await self._remove_uploads(
-            upload for upload in self._uploads.of(entry.uid) if upload in over or upload.metadata.uid == verdict.dropped
-        )
+        later = await self._uploads.clear(entry.uid, verdict.status.pending, verdict.dropped)
         if entry.result is result:
             entry.result = None
         if not isinstance(verdict.start or entry.work, VerifyWork):
@@ -323,22 +266,17 @@ class Engine:
             verdict = replace(verdict, again=later)
         await self._go_on(entry, image, verdict)
 
-    async def _remove_uploads(self, over: Iterable[ImageUpload]) -> None:
-        for upload in list(over):
-            meta = upload.metadata
-            await self._kube.delete(UPLOAD, meta.name, meta.namespace, uid=meta.uid)
-
     async def _go_on(self, entry: Entry, image: Image, verdict: Verdict) -> None:
         """Start what is to be started, or wait for what runs, or for its time."""
         if verdict.start and not entry.work_task:
             entry.work = verdict.start
             entry.meter = Meter(verdict.start.attempt if isinstance(verdict.start, FetchWork) else 1)
-            work = self._works.run(image, entry.work, entry.meter, lambda: self._began(entry))
+            work = self._works.run(image, entry.work, entry.meter, lambda: self._looks.began(entry))
             entry.work_task = asyncio.create_task(work)
             # Not in the task itself: one that is cancelled before it has begun would never say that it has ended.
             entry.work_task.add_done_callback(lambda task: self._worked(entry, task))
         if entry.work_task:
-            self._look_later(entry)
+            self._looks.later(entry)
             await entry.wake.wait()
             return
         entry.look = verdict.look
@@ -473,40 +411,3 @@ class Engine:
             entry.result = Result(work, problem=WorkerLost(f"the work could not be done: {type(error).__name__}"))
         else:
             entry.result = task.result()
-
-    def _began(self, entry: Entry) -> None:
-        """What waited in the queue has its slot."""
-        if entry.timer:
-            entry.timer.cancel()
-            entry.timer = None
-        self._look_later(entry)
-
-    def _look_later(self, entry: Entry) -> None:
-        """Look at the progress of what runs after a while, or at the place of what waits."""
-        if entry.meter and entry.timer is None and isinstance(entry.work, FetchWork):
-            wait = self._settings.progress_interval
-            if not (entry.progress if entry.meter.running else entry.place):
-                wait = _FIRST_LOOK
-            elif not entry.meter.running:
-                wait *= _QUEUE_LOOKS
-            entry.timer = asyncio.get_running_loop().call_later(wait, self._look, entry)
-
-    def _look(self, entry: Entry) -> None:
-        """Let the progress be written, if it is worth a write."""
-        entry.timer = None
-        if not entry.meter:
-            return
-        if entry.meter.running:
-            now, old = entry.meter.show(), entry.progress
-            further = old is None or (now.bytes_done - old.bytes_done) * 100 >= (now.bytes_total or 1)
-            worth = further or (old is not None and now.stage != old.stage)
-            entry.progress = now if worth else old
-        else:
-            # A queue that moves is no reason to write a thousand statuses: half of the way is.
-            place, known = self._works.place_of(entry.meter), entry.place
-            worth = place is not None and (known is None or place.number * 2 <= known.number)
-            entry.place = place if worth else known
-        if worth:
-            entry.wake.set()
-        else:
-            self._look_later(entry)

@@ -51,16 +51,26 @@ def abandon_pending(d: Draft) -> None:
         d.stores[name] = d.stores[name].but(failure=None)
 
 
-def upload_over(d: Draft) -> None:
-    """Say why nothing came of an upload."""
+def upload_over(d: Draft, why: UploadFailure | None = None) -> None:
+    """Say why nothing came of an upload, and have its account removed."""
     upload = d.seen.upload
     d.dropped = upload.uid if upload else None
-    why = upload.failure if upload else None
-    if upload and not why and upload.over(d.now):
-        why = UploadFailure(reason="UploadExpired", message="nothing more of it has come")
+    if upload and upload.over(d.now):
+        why = upload.failure or UploadFailure(reason="UploadExpired", message="nothing more of it has come")
     if why:
         d.upload_failed = f"{why.reason}: {why.message}"
         d.said.append(("Warning", why.reason, f"the upload: {why.message}"))
+
+
+def drop_upload(d: Draft, why: UploadFailure) -> None:
+    """Nothing may come any more of an upload that has begun: its gateway sees that, and what is there of it goes."""
+    pending = d.pending
+    if not (pending and pending.upload):
+        return
+    upload_over(d, why)
+    if pending.stores:
+        d.removals.append(Removal(revision=pending.revision, stores=pending.stores, after=d.now))
+    d.pending = None
 
 
 def pending_wanted(d: Draft, pending: Pending) -> bool:
@@ -68,10 +78,10 @@ def pending_wanted(d: Draft, pending: Pending) -> bool:
     newest = d.newest
     if pending.spec_hash != d.want:
         return False
-    if pending.upload or d.spec.source.upload:
-        upload = d.seen.upload
-        same = upload is not None and pending.upload is not None and pending.upload.uid == upload.uid
-        return bool(d.spec.source.upload) and same and upload is not None and not upload.over(d.now)
+    if d.spec.source.upload:
+        return d.seen.upload is not None and d.seen.upload.is_of(pending) and not d.seen.upload.over(d.now)
+    if pending.upload:
+        return False
     if newest is None or not d.current():
         return not pending.renews and not pending.expects
     if pending.expects:

@@ -4,8 +4,12 @@ Asked anew at each decision: who may use an Image is for its owner to say at any
 not there are told in the same words.
 """
 
+from collections.abc import Iterable
+from typing import Any
+
 from glimpse.api.image import Image
 from glimpse.control.conditions import READY, find
+from glimpse.control.entry import Entry
 from glimpse.control.seen import Original
 from glimpse.problems import InvalidConfiguration, SourceNotFound, SourceUnavailable
 
@@ -42,3 +46,28 @@ def seen(image: Image, other: Image | None) -> Original | None:
         why = f" ({ready.reason})" if ready else ""
         return Original(problem=SourceUnavailable(f"the Image {name} has no verified bytes{why}; they are waited for"))
     return Original(uid=other.metadata.uid, entry=entry)
+
+
+class Referers:
+    """Which images refer to which other one."""
+
+    def __init__(self) -> None:
+        self._of: dict[tuple[str, str], set[str]] = {}
+
+    def of(self, namespace: str, name: str) -> Iterable[str]:
+        """Uids of those that refer to this Image."""
+        return tuple(self._of.get((namespace, name), ()))
+
+    def note(self, entry: Entry, obj: dict[str, Any] | None) -> None:
+        """To which Image this one refers; None: it is gone."""
+        ref = (obj["spec"].get("source") or {}).get("image") if obj else None
+        refers = (ref.get("namespace") or entry.namespace, ref["name"]) if ref else None
+        if refers == entry.refers:
+            return
+        if entry.refers:
+            self._of[entry.refers].discard(entry.uid)
+            if not self._of[entry.refers]:
+                del self._of[entry.refers]
+        if refers:
+            self._of.setdefault(refers, set()).add(entry.uid)
+        entry.refers = refers

@@ -4,16 +4,20 @@ The gateway makes an ImageUpload for each and writes how far it is; here it is o
 bytes count when a worker has found them in a store.
 """
 
-from collections.abc import Callable, Mapping
+import logging
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, Self
 
+from pydantic import ValidationError
+
 from glimpse.api.image import Image, Pending, PendingUpload
 from glimpse.api.upload import ImageUpload, UploadFailure
+from glimpse.kube import UPLOAD, Kube
 
-FRESH: Final = timedelta(seconds=60)
-"""How long an upload may be without a word of its gateway."""
+log = logging.getLogger(__name__)
+
 BUSY: Final = timedelta(seconds=1)
 """Until one is looked at again that waits for a transfer of its namespace."""
 
@@ -41,7 +45,7 @@ class Upload:
         status = upload.status
         return cls(
             upload.metadata.uid,
-            expires(upload),
+            upload.expires,
             upload.spec.size,
             status.offset or 0,
             stored=status.outcome == "Stored",
@@ -53,6 +57,10 @@ class Upload:
     def over(self, now: datetime) -> bool:
         """Whether nothing comes of it."""
         return self.failure is not None or (not self.stored and self.expires <= now)
+
+    def is_of(self, pending: Pending) -> bool:
+        """Whether it is the one that this revision is made of."""
+        return pending.upload is not None and pending.upload.uid == self.uid
 
     @property
     def percent(self) -> int | None:
@@ -68,14 +76,18 @@ class Upload:
 class Uploads:
     """All ImageUploads. For one event loop."""
 
-    def __init__(self, used: Callable[[Image], tuple[str | None, Mapping[str, int]]]) -> None:
+    def __init__(self, kube: Kube, used: Callable[[Image], tuple[str | None, Mapping[str, int]]]) -> None:
         """`used`: of an image, the store with a quota that is busy, and bytes used by store, as in Upload."""
-        self._used = used
+        self._kube, self._used = kube, used
         self._known: dict[str, dict[str, ImageUpload]] = {}
 
-    def offer(self, obj: dict[str, Any], *, gone: bool = False) -> str:
-        """One is there, has changed, or is gone; the uid of its Image. Raises ValidationError."""
-        upload = ImageUpload.model_validate(obj)
+    def offer(self, obj: dict[str, Any], *, gone: bool = False) -> str | None:
+        """One is there, has changed, or is gone; the uid of its Image. None if it cannot be understood."""
+        try:
+            upload = ImageUpload.model_validate(obj)
+        except ValidationError as error:
+            log.error("upload %s cannot be understood: %s", obj["metadata"]["name"], error)  # noqa: TRY400 - no bug
+            return None
         image, uid = upload.spec.image_uid, upload.metadata.uid
         known = self._known.setdefault(image, {})
         if gone:
@@ -97,25 +109,28 @@ class Uploads:
         if pending:
             uid = pending.upload.uid if pending.upload else None
             return next((Upload.of(upload) for upload in known if upload.metadata.uid == uid), None)
-        waiting = [upload for upload in known if upload.status.outcome is None and expires(upload) > now]
+        waiting = [upload for upload in known if upload.status.outcome is None and upload.expires > now]
         if not waiting:
             return None
         busy, used = self._used(image)
         return replace(Upload.of(min(waiting, key=_age)), busy=busy, used=used)
 
-    def over(self, image: str, pending: Pending | None, now: datetime) -> tuple[list[ImageUpload], datetime | None]:
-        """Those that need no longer be kept, and when that can be said of the next one."""
+    async def clear(self, image: str, pending: Pending | None, dropped: str | None) -> datetime | None:
+        """Remove those of an Image that need no longer be kept; when there is the next one. Raises ApiError."""
+        now = datetime.now(UTC)
         mine = pending.upload.uid if pending and pending.upload else None
         others = [upload for upload in self.of(image) if upload.metadata.uid != mine]
-        later = [expires(upload) for upload in others if expires(upload) > now]
-        return [upload for upload in others if expires(upload) <= now], min(later, default=None)
+        await self._remove(u for u in others if u.expires <= now or u.metadata.uid == dropped)
+        return min((upload.expires for upload in others if upload.expires > now), default=None)
 
+    async def remove(self, image: str) -> None:
+        """Remove all of an Image that is gone. Raises ApiError."""
+        await self._remove(self.of(image))
 
-def expires(upload: ImageUpload) -> datetime:
-    """When it ends if nothing more comes, or when it need no longer be kept."""
-    made = upload.metadata.creation_timestamp
-    assert made  # noqa: S101 - every object has one
-    return upload.status.expires_at or made + FRESH
+    async def _remove(self, over: Iterable[ImageUpload]) -> None:
+        for upload in over:
+            meta = upload.metadata
+            await self._kube.delete(UPLOAD, meta.name, meta.namespace, uid=meta.uid)
 
 
 def _age(upload: ImageUpload) -> tuple[datetime, str]:

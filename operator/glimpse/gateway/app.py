@@ -26,6 +26,7 @@ from glimpse.gateway.copies import Threads
 from glimpse.gateway.door import Closed, Door, Room, listen, spare
 from glimpse.gateway.download import Downloads
 from glimpse.gateway.events import Events
+from glimpse.gateway.intake import Intake
 from glimpse.gateway.keys import Keys
 from glimpse.gateway.linking import Linking
 from glimpse.gateway.links import Links
@@ -34,7 +35,9 @@ from glimpse.gateway.meters import Meters
 from glimpse.gateway.redirect import Redirects
 from glimpse.gateway.refusals import Refusal, refuse
 from glimpse.gateway.sending import Sending
+from glimpse.gateway.sessions import Sessions
 from glimpse.gateway.tls import Certificate
+from glimpse.gateway.tus import Tus
 from glimpse.gateway.upload import Upload
 from glimpse.kube import Kube
 from glimpse.login import LoginError
@@ -43,7 +46,7 @@ from glimpse.settings import Settings
 log: Final = logging.getLogger(__name__)
 
 PROBES: Final = ("/healthz", "/readyz", "/metrics")
-METHODS: Final = ("GET", "HEAD", "POST", "PUT")
+METHODS: Final = ("DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT")
 """Those that are counted by their names: others may be anything."""
 KEEP_ALIVE: Final = 75.0
 """Seconds that a connection may rest between two requests."""
@@ -99,14 +102,20 @@ async def serve(settings: Settings, kube: Kube) -> AsyncIterator[tuple[str, int]
     keys = Keys(kube, settings.namespace, silence=settings.silence)
     links = Links(keys, settings.gateway_url, settings.links.maximum)
     admission = Admission(catalog, access, links, anonymous=settings.gateway_anonymous)
-    secure = settings.gateway_url.startswith("https:")
-    redirects = Redirects(catalog.places, threads, meters, settings.gateway_redirect, secure=secure)
-    bandwidth = Bandwidth(settings.gateway_bandwidth, settings.gateway_client_bandwidth)
-    sending = Sending(catalog, access, threads, meters, bandwidth)
-    app.add_routes(Downloads(catalog, admission, redirects, sending).routes())
-    upload = Upload(settings, kube, catalog, access, admission)
-    app.add_routes(upload.routes())
-    app.on_cleanup.append(upload.close)
+    limits = Bandwidth(settings.gateway_bandwidth, settings.gateway_client_bandwidth)
+    downloads = Downloads(
+        catalog,
+        admission,
+        Redirects(catalog.places, threads, meters, settings.gateway_redirect, base=settings.gateway_url),
+        Sending(catalog, access, threads, meters, limits),
+    )
+    app.add_routes(downloads.routes())
+    intake = Intake(settings, kube, catalog, access, admission)
+    sessions = Sessions(intake)
+    app.add_routes(Upload(intake).routes())
+    app.add_routes(Tus(intake, sessions).routes())
+    app.on_shutdown.append(sessions.close)
+    app.on_cleanup.append(intake.close)
     app.add_routes(Linking(admission, links, patience=settings.gateway_idle).routes())
     app.add_routes(Listing(catalog.index, access).routes())
     events = Events(catalog.index, access, meters, settings.gateway_idle)

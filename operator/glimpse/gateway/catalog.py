@@ -22,7 +22,7 @@ from glimpse.gateway.index import Index
 from glimpse.gateway.places import Places
 from glimpse.gateway.refusals import LATER, Refusal
 from glimpse.gateway.sharing import Sharing
-from glimpse.kube import IMAGE, STORE, ApiError, Gone, Kind, Kube, Object
+from glimpse.kube import IMAGE, STORE, UPLOAD, ApiError, Gone, Kind, Kube, Object
 
 log: Final = logging.getLogger(__name__)
 
@@ -99,6 +99,7 @@ class Catalog:
         self.places = Places(kube, namespace)
         self.sharing = Sharing()
         self.followers = Followers()
+        self.uploads = Followers()
         self._kube = kube
         self._silence = silence
         self.index = Index()
@@ -116,6 +117,7 @@ class Catalog:
                 self._watch(IMAGE, self._image, self.index.take, self.followers.learn), name="watch images"
             ),
             asyncio.create_task(self._watch(STORE, self.places.learn), name="watch stores"),
+            asyncio.create_task(self._watch(UPLOAD, self.uploads.learn), name="watch uploads"),
         ]
 
     async def close(self) -> None:

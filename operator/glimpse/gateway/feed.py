@@ -33,13 +33,19 @@ class Feed:
         if isinstance(event, Taking) and not self._taking.done():
             self._taking.set_result(event.start)
 
-    async def start(self) -> int:
-        """Wait until bytes are taken: from which one on. Raises Problem."""
+    async def start(self) -> int | None:
+        """Wait until bytes are taken: from which one on. None: a store has all of them. Raises Problem."""
         over: set[asyncio.Future[Any]] = {self._work, self._taking}
         await asyncio.wait(over, return_when=asyncio.FIRST_COMPLETED)
         if not self._taking.done():
             await self._answer()
+            return None
         return self._taking.result()
+
+    @property
+    def over(self) -> bool:
+        """Whether the worker has ended."""
+        return self._work.done()
 
     async def write(self, data: bytes) -> None:
         """Hand on the next bytes, of which there are some. Raises Problem: what the worker has ended with."""

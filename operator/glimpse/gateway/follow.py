@@ -1,4 +1,4 @@
-"""Images that somebody waits for: each change of them, as the watch tells it.
+"""Images and uploads that somebody waits for: each change of them, as the watch tells it.
 
 An upload waits for the operator twice, and must not ask the API server again and again.
 """
@@ -14,10 +14,12 @@ T = TypeVar("T")
 
 
 class Followed:
-    """One Image as it is now; None: it is gone."""
+    """One object as it is now; None: it is gone."""
 
-    def __init__(self) -> None:
+    def __init__(self, hear: Callable[[], None] | None = None) -> None:
+        """`hear`: is called at each change."""
         self.obj: Object | None = None
+        self._hear = hear
         self._changed = asyncio.Event()
 
     def learn(self, obj: Object | None) -> None:
@@ -26,6 +28,8 @@ class Followed:
             return
         self.obj = obj
         self._changed.set()
+        if self._hear:
+            self._hear()
 
     async def until(self, found: Callable[[Object | None], T | None], seconds: float) -> T | None:
         """Wait until `found` finds something; None after so many seconds. What it raises comes out."""
@@ -50,9 +54,9 @@ class Followers:
         self._of: dict[tuple[str, str], set[Followed]] = {}
 
     @contextmanager
-    def follow(self, namespace: str, name: str) -> Iterator[Followed]:
-        """Hear of this Image until the end of the block."""
-        where, followed = (namespace, name), Followed()
+    def follow(self, namespace: str, name: str, hear: Callable[[], None] | None = None) -> Iterator[Followed]:
+        """Hear of this object until the end of the block; `hear` as in Followed."""
+        where, followed = (namespace, name), Followed(hear)
         self._of.setdefault(where, set()).add(followed)
         try:
             yield followed

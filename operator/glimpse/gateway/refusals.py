@@ -12,6 +12,8 @@ from aiohttp import web
 
 NOT_FOUND: Final = "There is no such image, or you may not download it."
 """The same words for what is not there and for what the caller may not see."""
+MISMATCH: Final = (460, "Checksum Mismatch")
+"""A status that only tus knows (its extension `checksum`), with its words."""
 LATER: Final = 5
 """Seconds after which a caller may ask again, where nothing better is known."""
 SOON: Final = 1
@@ -35,9 +37,11 @@ class Refusal(Exception):  # noqa: N818 - it is an answer, not a fault of ours
 
 def refuse(status: int, detail: str, headers: Mapping[str, str] | None = None) -> web.Response:
     """The answer for one refusal."""
-    body = {"type": "about:blank", "title": HTTPStatus(status).phrase, "status": status, "detail": detail}
+    title = MISMATCH[1] if status == MISMATCH[0] else HTTPStatus(status).phrase
+    body = {"type": "about:blank", "title": title, "status": status, "detail": detail}
     response = web.Response(
         status=status,
+        reason=title,
         body=json.dumps(body).encode() + b"\n",
         content_type="application/problem+json",
         headers=headers,
@@ -48,3 +52,8 @@ def refuse(status: int, detail: str, headers: Mapping[str, str] | None = None) -
         response.headers.add("WWW-Authenticate", 'Bearer realm="glimpse"')
         response.headers.add("WWW-Authenticate", 'Basic realm="glimpse", charset="UTF-8"')
     return response
+
+
+def away() -> Refusal:
+    """The API server cannot be asked."""
+    return Refusal(503, "The API server does not answer at the moment.", retry_after=LATER)

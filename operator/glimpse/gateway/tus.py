@@ -1,0 +1,327 @@
+"""Uploads in parts by tus 1.0 (https://tus.io/protocols/resumable-upload): how its requests and headers are read.
+
+Core, creation, creation-with-upload, checksum, termination and expiration. What a request means is done by the session;
+the rules of an upload in one request hold here too.
+"""
+
+import asyncio
+import base64
+import binascii
+import hashlib
+import re
+from collections.abc import Awaitable, Callable
+from datetime import datetime, timedelta
+from email.utils import format_datetime
+from typing import Final
+
+from aiohttp import web
+
+from glimpse.api.upload import METADATA_LENGTH
+from glimpse.gateway.account import Account
+from glimpse.gateway.grant import Grant, understood
+from glimpse.gateway.intake import Intake, Wanted, go_on, wait
+from glimpse.gateway.paths import UPLOAD, UPLOADS, image
+from glimpse.gateway.refusals import MISMATCH, Refusal, away
+from glimpse.gateway.said import digests
+from glimpse.gateway.session import Session
+from glimpse.gateway.sessions import Sessions
+from glimpse.kube import ApiError
+from glimpse.problems import Problem
+from glimpse.stores import Resumable, open_store
+from glimpse.tasks import Fetch, StoreRef
+
+VERSION: Final = "1.0.0"
+EXTENSIONS: Final = "creation,creation-with-upload,checksum,termination,expiration"
+ALGORITHMS: Final = ("sha1", "sha256", "sha512", "md5")
+"""Of a part's checksum; tus wants the first."""
+CHECKED: Final = 16 << 20
+"""Bytes of a part with a checksum, at most: they are kept back until it is known to be right ..."""
+CHECKING: Final = 4
+"""... for so many senders at once."""
+PART: Final = "application/offset+octet-stream"
+
+_NUMBER: Final = re.compile(r"[0-9]{1,18}")
+_PAIR: Final = re.compile(r"([!-+\--~]{1,128})(?: ([A-Za-z0-9+/]*={0,2}))?")
+_PAIRS: Final = 32
+_OVERRIDE: Final = "X-HTTP-Method-Override"
+
+_Handler = Callable[[web.Request], Awaitable[web.Response]]
+
+
+class Tus:
+    """The handlers of uploads in parts."""
+
+    def __init__(self, intake: Intake, sessions: Sessions) -> None:
+        self._intake, self._sessions = intake, sessions
+        self._checking = asyncio.Semaphore(CHECKING)
+
+    def routes(self) -> list[web.RouteDef]:
+        """Where uploads begin, and each of them."""
+        return [
+            web.options(UPLOADS, self._options),
+            web.options(UPLOAD, self._options),
+            web.post(UPLOADS, _spoken(self._create), expect_handler=wait),
+            web.head(UPLOAD, _spoken(self._look)),
+            web.patch(UPLOAD, _spoken(self._patch), expect_handler=wait),
+            web.delete(UPLOAD, _spoken(self._end)),
+            web.post(UPLOAD, _spoken(self._override), expect_handler=wait),
+        ]
+
+    async def _options(self, _request: web.Request) -> web.Response:
+        headers = {
+            "Tus-Resumable": VERSION,
+            "Tus-Version": VERSION,
+            "Tus-Extension": EXTENSIONS,
+            "Tus-Max-Size": str(self._intake.settings.limits.image_size),
+            "Tus-Checksum-Algorithm": ",".join(ALGORITHMS),
+        }
+        return web.Response(status=204, headers=headers)
+
+    async def _override(self, request: web.Request) -> web.Response:
+        """For clients that can only POST."""
+        handlers: dict[str, _Handler] = {"PATCH": self._patch, "DELETE": self._end, "HEAD": self._look}
+        handler = handlers.get(request.headers.get(_OVERRIDE, ""))
+        if not handler:
+            raise Refusal(405, f"POST to an upload takes a header {_OVERRIDE}: {', '.join(handlers)}.")
+        return await handler(request)
+
+    async def _create(self, request: web.Request) -> web.Response:
+        namespace, name = image(request.match_info["namespace"], request.match_info["name"])
+        await self._intake.may(request, namespace, name)
+        part = _part(request) if request.can_read_body and request.content_length != 0 else None
+        wanted, metadata = _wanted(request, namespace, name), _metadata(request)
+        with self._intake.catalog.followers.follow(namespace, name) as followed:
+            followed.learn(await self._intake.read(namespace, name))
+            found = understood(followed.obj)
+            self._intake.refuse(request, found, wanted)
+            spec = {
+                "size": wanted.size,
+                "resumable": True,
+                "digests": [f"{algorithm}:{value}" for algorithm, value in wanted.said],
+                "metadata": metadata,
+            }
+            account = await Account.create(self._intake.kube, found, spec)
+            async with account.ending():
+                account.renew(lives=timedelta(seconds=self._intake.settings.uploads.expiry))
+                try:
+                    await account.write()
+                except ApiError as error:
+                    raise away() from error
+                grant = await Grant.wait(followed, account.uid)
+                fits(await self._intake.task(wanted, found, grant.pending, account.uid))
+        where = f"/v1/namespaces/{namespace}/images/{name}/uploads/{account.name}"
+        headers = {"Location": where}
+        if not part:
+            return _answer(201, headers | _expires(account.status.expires_at))
+        try:
+            async with self._sessions.turn(namespace, name, account.name) as session:
+                await self._take(request, session, part)
+                return _answer(201, headers | _state(session))
+        except Refusal as refusal:
+            refusal.headers |= headers  # it is there, and can be gone on with
+            raise
+
+    async def _look(self, request: web.Request) -> web.Response:
+        """How much has come: what is in the hands of a worker, or else what a store has kept."""
+        namespace, name, upload = await self._asked(request)
+        if session := self._sessions.sending(namespace, name, upload):
+            return _described(session)
+        async with self._sessions.turn(namespace, name, upload) as session:
+            return _described(session)
+
+    async def _patch(self, request: web.Request) -> web.Response:
+        namespace, name, upload = await self._asked(request)
+        part, given = _part(request), _number(request, "Upload-Offset")
+        async with self._sessions.turn(namespace, name, upload) as session:
+            if given != session.offset:
+                text = f"The upload goes on at byte {session.offset}, not at {given}."
+                raise Refusal(409, text, {"Upload-Offset": str(session.offset)})
+            if not session.entry:
+                await self._take(request, session, part)
+            return _answer(204, _state(session))
+
+    async def _end(self, request: web.Request) -> web.Response:
+        namespace, name, upload = await self._asked(request)
+        async with self._sessions.turn(namespace, name, upload, opened=False) as session:
+            if session.entry:
+                text = f"The upload is complete, as revision {session.entry.revision}: there is nothing to end."
+                raise Refusal(409, text)
+            await session.end()
+        return _answer(204, {})
+
+    async def _asked(self, request: web.Request) -> tuple[str, str, str]:
+        """Which upload of which image the caller means, who may upload. Raises Refusal."""
+        match = request.match_info
+        namespace, name = image(match["namespace"], match["name"])
+        await self._intake.may(request, namespace, name)
+        return namespace, name, match["upload"]
+
+    async def _take(self, request: web.Request, session: Session, checksum: tuple[str, bytes] | None) -> None:
+        """Hand a body on. What has come of one that breaks off is kept, unless it has a checksum."""
+        assert session.account  # noqa: S101 - it was taken
+        left = (session.account.spec.size or 0) - session.offset
+        if request.content_length is not None and request.content_length > left:
+            raise _too_many(left)
+        if checksum and checksum[0]:
+            async with self._checking:
+                await self._checked(request, session, left, checksum)
+        else:
+            async with self._intake.patience() as patience:
+                session.patience = patience
+                await go_on(request)
+                while chunk := await patience.chunk(request):
+                    if len(chunk) > left:
+                        raise _too_many(left)
+                    left -= len(chunk)
+                    await session.write(chunk)
+        session.patience = None
+        if session.complete:
+            await session.finish()
+
+    async def _checked(self, request: web.Request, session: Session, left: int, checksum: tuple[str, bytes]) -> None:
+        """The same of a part that is handed on only if it is what it must be."""
+        algorithm, expected = checksum
+        text = f"A part with a checksum has at most {CHECKED} bytes: send smaller ones, or leave Upload-Checksum out."
+        if (request.content_length or 0) > CHECKED:
+            raise Refusal(413, text)
+        digest, data = hashlib.new(algorithm, usedforsecurity=False), bytearray()
+        async with self._intake.patience() as patience:
+            session.patience = patience
+            await go_on(request)
+            while chunk := await patience.chunk(request):
+                data += chunk
+                if len(data) > left:
+                    raise _too_many(left)
+                if len(data) > CHECKED:
+                    raise Refusal(413, text)
+                digest.update(chunk)
+        if digest.digest() != expected:
+            raise Refusal(
+                MISMATCH[0], f"These bytes have not the {algorithm} digest of Upload-Checksum; send them again."
+            )
+        if data:
+            await session.write(bytes(data))
+
+
+def _spoken(handler: _Handler) -> _Handler:
+    """Each answer says the version of the protocol, and each request must."""
+
+    async def handle(request: web.Request) -> web.Response:
+        if request.headers.get("Tus-Resumable") != VERSION:
+            text = f"Uploads in parts speak tus {VERSION}: send the header Tus-Resumable: {VERSION}."
+            raise Refusal(412, text, {"Tus-Resumable": VERSION, "Tus-Version": VERSION})
+        try:
+            return await handler(request)
+        except Refusal as refusal:
+            refusal.headers["Tus-Resumable"] = VERSION
+            raise
+
+    return handle
+
+
+def _answer(status: int, headers: dict[str, str]) -> web.Response:
+    return web.Response(status=status, headers={"Tus-Resumable": VERSION, "Cache-Control": "no-store"} | headers)
+
+
+def _described(session: Session) -> web.Response:
+    """All that is known of it."""
+    assert session.account  # noqa: S101 - it was taken
+    spec = session.account.spec
+    headers = {"Upload-Length": str(spec.size)} | _state(session)
+    return _answer(200, headers | ({"Upload-Metadata": spec.metadata} if spec.metadata else {}))
+
+
+def _state(session: Session) -> dict[str, str]:
+    """How far it is; at its end what it has become."""
+    assert session.account  # noqa: S101 - it was taken
+    headers = {"Upload-Offset": str(session.offset)}
+    if entry := session.entry:
+        return headers | {"ETag": f'"{entry.digest}"'}
+    return headers | _expires(session.account.status.expires_at)
+
+
+def _expires(at: datetime | None) -> dict[str, str]:
+    return {"Upload-Expires": format_datetime(at, usegmt=True)} if at else {}
+
+
+def _too_many(left: int) -> Refusal:
+    return Refusal(413, f"Of this upload {left} bytes are missing, and there are more of them in this request.")
+
+
+def _number(request: web.Request, header: str) -> int:
+    value = request.headers.get(header, "")
+    if not _NUMBER.fullmatch(value):
+        raise Refusal(400, f"{header} must be a number of bytes.")
+    return int(value)
+
+
+def _part(request: web.Request) -> tuple[str, bytes]:
+    """The checksum that a body must have: algorithm and digest; empty ones if there is none. Raises Refusal."""
+    if request.headers.get("Content-Type", "").strip().lower() != PART:
+        raise Refusal(415, f"A part of an upload has the Content-Type {PART}.")
+    if request.headers.get("Content-Encoding", "identity").lower() != "identity":
+        raise Refusal(415, "Send the bytes as they are, without Content-Encoding; a compressed file is unpacked.")
+    if (header := request.headers.get("Upload-Checksum")) is None:
+        return "", b""
+    algorithm, _, value = header.partition(" ")
+    if algorithm not in ALGORITHMS:
+        raise Refusal(400, f"Upload-Checksum is an algorithm of {', '.join(ALGORITHMS)}, a space, and base64.")
+    try:
+        digest = base64.b64decode(value, validate=True)
+    except binascii.Error:
+        digest = b""
+    if len(digest) != hashlib.new(algorithm, usedforsecurity=False).digest_size:
+        raise Refusal(400, f"The {algorithm} digest in Upload-Checksum has another length.")
+    return algorithm, digest
+
+
+def _wanted(request: web.Request, namespace: str, name: str) -> Wanted:
+    if "Upload-Defer-Length" in request.headers or "Upload-Length" not in request.headers:
+        raise Refusal(400, "Say the length of the whole in Upload-Length: it cannot be said later.")
+    if not (size := _number(request, "Upload-Length")):
+        raise Refusal(400, "There are no bytes in this upload.")
+    return Wanted(namespace, name, size, tuple(digests(request.headers.get("Repr-Digest")).items()))
+
+
+def _metadata(request: web.Request) -> str | None:
+    """What the sender says of its file, as it says it. Raises Refusal for what is no metadata, or too much."""
+    header = request.headers.get("Upload-Metadata", "").strip()
+    keys = list[str]()
+    for pair in header.split(",") if header else ():
+        match = _PAIR.fullmatch(pair.strip())
+        try:
+            base64.b64decode(match[2] or "", validate=True) if match else None
+        except binascii.Error:
+            match = None
+        if not match:
+            raise Refusal(400, "Upload-Metadata has pairs of a key and base64, with commas between them.")
+        keys.append(match[1])
+    if len(header) > METADATA_LENGTH or len(keys) > _PAIRS or len(keys) > len(set(keys)):
+        text = f"Upload-Metadata has at most {METADATA_LENGTH} characters and {_PAIRS} keys, each of them once."
+        raise Refusal(400, text)
+    return header or None
+
+
+def fits(task: Fetch) -> None:
+    """Raises Refusal if none of the stores can take an upload in parts, of this size."""
+    parts = list[StoreRef]()
+    for ref in task.stores:
+        try:
+            if isinstance(open_store(ref).driver, Resumable):
+                parts.append(ref)
+        except Problem:
+            continue  # its put will say why
+    if not parts:
+        names = ", ".join(ref.name for ref in task.stores)
+        text = f"None of the stores {names} can keep a part of an image: send it in one request with PUT, or name in "
+        raise Refusal(409, f"{text}spec.stores one that can (filesystem, rbd, swift).")
+    size = task.origin.size if task.origin.kind == "upload" else None
+    if size and not task.convert_to and not any(_room(ref, size) for ref in task.stores):
+        raise Refusal(413, "None of the stores takes so many bytes of this namespace: by maxImageSize or its quota.")
+
+
+def _room(ref: StoreRef, size: int) -> bool:
+    """Whether a store's limits let an image of this size in."""
+    most = [ref.max_image_size] if ref.max_image_size is not None else []
+    most += [ref.share.limit - ref.share.used] if ref.share else []
+    return all(size <= each for each in most)
