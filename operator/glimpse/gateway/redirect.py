@@ -36,9 +36,13 @@ Mode = Literal["off", "asked", "always"]
 class Redirects:
     """Decides about each download, and finds where to."""
 
-    def __init__(self, places: Places, threads: Threads, meters: Meters, mode: Mode, *, secure: bool) -> None:
-        """`asked`: those who say `?redirect=true`; `always`: all but who says `false`. `secure`: only to https."""
-        self._places, self._threads, self._meters, self._mode, self._secure = places, threads, meters, mode, secure
+    def __init__(self, places: Places, threads: Threads, meters: Meters, mode: Mode, *, base: str) -> None:
+        """`asked`: those who say `?redirect=true`; `always`: all but who says `false`.
+
+        `base`: the gateway's address as consumers see it; from https nobody is led to http.
+        """
+        self._places, self._threads, self._meters, self._mode = places, threads, meters, mode
+        self._secure = base.startswith("https:")
 
     async def find(
         self, request: web.Request, entry: Entry, revision: Revision, file: str
