@@ -83,3 +83,40 @@ def test_chunked_garbage(tenant: Tenant, sender: str, chunks: bytes) -> None:
     wait_until("an empty store", lambda: tenant.leftover(store) == [], timeout=60)
     assert tenant.objects(store) == {}
     assert send(tenant, "a", content(1), sender).status == 201
+
+
+def test_what_follows_a_body(tenant: Tenant, sender: str) -> None:
+    """Bytes beyond the length are no part of the image, and no request either: the connection ends with the answer."""
+    store, data = tenant.store(), content(3, SIZE)
+    waiting(tenant, "a", store)
+    with closing(begun(tenant, "a", sender, f"Content-Length: {SIZE}")) as connection:
+        connection.sendall(data + b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+        got = everything(connection)
+    assert got.count(b"HTTP/1.1 ") == 1, got
+    assert got.startswith(b"HTTP/1.1 201 "), got
+    assert ask(tenant.link("a"), token=sender).body == data
+
+
+def unread(connection: socket.socket) -> int:
+    """Bytes that the gateway has not taken out of its socket yet (proc(5), /proc/net/tcp)."""
+    ends = [f"{port:04X}" for _, port in (connection.getpeername(), connection.getsockname())]
+    for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
+        fields = line.split()
+        if [fields[1].partition(":")[2], fields[2].partition(":")[2]] == ends:
+            return int(fields[4].partition(":")[2], 16)
+    raise AssertionError("the connection is gone")
+
+
+def test_few_bytes_at_a_time(tenant: Tenant, sender: str) -> None:
+    """A slow sender's bytes are taken as they come, and not only when they are many: he is no silent one."""
+    store, data = tenant.store(), content(4, SIZE)
+    waiting(tenant, "a", store)
+    with closing(begun(tenant, "a", sender, f"Content-Length: {SIZE}\r\nExpect: 100-continue")) as connection:
+        assert connection.recv(1000) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        for start in range(0, 1000, 100):
+            connection.sendall(data[start : start + 100])
+            wait_until("the bytes to be taken", lambda: not unread(connection), timeout=60)
+        connection.sendall(data[1000:])
+        got = everything(connection)
+    assert got.startswith(b"HTTP/1.1 201 "), got
+    assert ask(tenant.link("a"), token=sender).body == data

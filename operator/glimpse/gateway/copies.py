@@ -26,7 +26,9 @@ OPENING: Final = 10.0
 WINDOW: Final = 4 << 20
 """Bytes of one sendfile, which are in memory before: a slow disk must not hold up the event loop."""
 PIECE: Final = 64 << 10
-"""Bytes that go through our memory at once for one client: hundreds of slow ones hold as many each."""
+"""Bytes of a file that go through our memory at once for one client: hundreds of slow ones hold as many each."""
+PULLED: Final = 256 << 10
+"""The same of what a thread reads: a turn of its own for each costs as much as to read so many."""
 SAMPLE: Final = 256 << 10
 """Bytes between two samples that tell whether a window is in memory; the kernel reads ahead in about such steps."""
 DISK: Final = frozenset({errno.EIO, errno.ESTALE, errno.EREMOTEIO, errno.EBADMSG, errno.ENODATA})
@@ -360,7 +362,7 @@ class _Stream:
         while left:
             if request.transport is None:
                 raise ConnectionResetError
-            size = min(left, PIECE)
+            size = min(left, PULLED)
             if meter.pace:
                 size = await meter.pace.allow(size)
             chunk = await self._threads.run(self._store.name, self._reader.read, size)

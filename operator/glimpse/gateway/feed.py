@@ -7,6 +7,8 @@ the worker takes them.
 import asyncio
 import fcntl
 import os
+import select
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any, Final
 
@@ -15,6 +17,7 @@ from glimpse.sources.pipe import FRAME, HEAD
 from glimpse.tasks import Done, Event, Failed, Fetch, Taking
 
 _END: Final = HEAD.pack(0)
+_SPLICE: Final = os.SPLICE_F_MOVE | os.SPLICE_F_NONBLOCK
 
 
 class Feed:
@@ -52,6 +55,33 @@ class Feed:
         for start in range(0, len(data), FRAME):
             part = data[start : start + FRAME]
             await self._put(HEAD.pack(len(part)) + part)
+
+    async def pull(
+        self, fd: int, length: int, ready: Callable[[], Awaitable[None]], count: Callable[[int], None]
+    ) -> None:
+        """Have the kernel hand on just the next `length` bytes of a socket, FRAME at most; `ready` waits for some.
+
+        `count` is told of those that have gone, and may raise. Raises Problem: what the worker has ended with; and
+        ConnectionError if there are fewer.
+        """
+        await self._put(HEAD.pack(length))
+        while length:
+            try:
+                moved = os.splice(fd, self._fd, length, flags=_SPLICE)
+            except BlockingIOError:
+                await (self._room() if self._full() else ready())
+            except BrokenPipeError:
+                await self._answer()
+            else:
+                if not moved:
+                    raise ConnectionResetError
+                length -= moved
+                count(moved)
+
+    def _full(self) -> bool:
+        poll = select.poll()
+        poll.register(self._fd, select.POLLOUT)
+        return not poll.poll(0)
 
     async def end(self) -> Done:
         """All bytes were handed on: what became of them. Raises Problem."""

@@ -9,7 +9,7 @@ import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeVar
 
 import aiohttp
 from aiohttp import web
@@ -32,6 +32,8 @@ from glimpse.problems import (
 from glimpse.runners import Inline
 from glimpse.settings import Settings
 from glimpse.tasks import Fetch, Record, Remove, Share, StoreRef, UploadOrigin
+
+T = TypeVar("T")
 
 log: Final = logging.getLogger(__name__)
 
@@ -206,14 +208,18 @@ class Patience:
 
     async def chunk(self, request: web.Request) -> bytes:
         """The next bytes of a body; none at its end."""
+        return await self.wait(request.content.readany())
+
+    async def wait(self, sender: Awaitable[T]) -> T:
+        """For something that is the sender's to do."""
         self._since = asyncio.get_running_loop().time()
         if self.why is None:
             self._timeout.reschedule(self._since + self._idle)
-        chunk = await request.content.readany()
+        came = await sender
         self._since = None
         if self.why is None:
             self._timeout.reschedule(None)
-        return chunk
+        return came
 
     @property
     def silent(self) -> float:

@@ -22,6 +22,7 @@ from glimpse.gateway.intake import Intake, Wanted, go_on, told, wait
 from glimpse.gateway.paths import SERVED, image
 from glimpse.gateway.refusals import Refusal, away
 from glimpse.gateway.said import digests
+from glimpse.gateway.straight import hand_on
 from glimpse.kube import ApiError, Conflict, Gone
 from glimpse.problems import Problem
 from glimpse.tasks import Fetch
@@ -106,15 +107,17 @@ class Upload:
 
     async def _send(self, request: web.Request, task: Fetch, account: Account, grant: Grant) -> None:
         """Hand the body to a worker, to its end. Raises Refusal."""
+
+        def count(sent: int) -> None:
+            grant.check()
+            account.offset += sent
+
         feed = Feed(self._intake.runner, task)
         try:
             await feed.start()
             await go_on(request)
             async with self._intake.patience() as patience:
-                while chunk := await patience.chunk(request):
-                    grant.check()
-                    account.offset += len(chunk)
-                    await feed.write(chunk)
+                await hand_on(request, feed, patience, count)
             await feed.end()
         except Problem as problem:
             account.fail(problem)
