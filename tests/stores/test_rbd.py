@@ -876,6 +876,7 @@ pool = Pool.open(
 )
 for _ in range(300):
     open_image(pool.io, name, snapshot="snap", read_only=True).close()
+os._exit(0)  # as a worker ends: at Python's own end a thread of librados that is just leaving us would abort
 """
 
 

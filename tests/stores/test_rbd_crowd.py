@@ -15,14 +15,14 @@ from glimpse.testing.stores import UID, read
 from servers.ceph import Ceph
 
 PROCESSES = 4
-SECONDS = 12
-"""That they go on for; each ends the turn that it is in."""
+TURNS = 20
+"""That each of them has; how long they take is the machine's to say."""
 LENGTH = 1000
 KEYS = [f"{UID}-{number}" for number in range(1, 7)]
 """For which they contend."""
 
 CROWD = """
-import random, sys, time
+import os, random, sys
 from glimpse.problems import NotFound, StoreConflict
 from glimpse.stores import open_store
 from glimpse.tasks import StoreRef
@@ -30,16 +30,14 @@ from glimpse.testing.bodies import noise
 from glimpse.testing.cloneable import clone, original
 from glimpse.testing.stores import read
 
-me, seconds, length, own, *keys = sys.argv[1:]
+me, turns, length, own, *keys = sys.argv[1:]
 store = open_store(StoreRef.model_validate_json(sys.stdin.buffer.readline()))
 store.claim()
-chance, turn = random.Random(int(me)), 0
+chance = random.Random(int(me))
 print("ready", flush=True)
 sys.stdin.readline()
-end = time.monotonic() + float(seconds)
 whole = noise(int(length))
-while time.monotonic() < end:
-    turn += 1
+for turn in range(1, int(turns) + 1):
     key, source = chance.sample(keys, 2)
     try:
         match chance.randrange(6):
@@ -59,7 +57,7 @@ while time.monotonic() < end:
             if clone(store, own, source=source, attempt=f"o{me}x{turn}"):
                 assert read(store, own) == whole
                 break
-print(turn, flush=True)
+os._exit(0)  # as a worker ends: at Python's own end a thread of librados that is just leaving us would abort
 """
 
 
@@ -85,7 +83,7 @@ def test_survives_a_crowd_of_processes(place: Place, outside: Path) -> None:
         assert clone(store, key, source=KEYS[0])
     running = [
         subprocess.Popen(
-            [sys.executable, "-c", CROWD, str(number), str(SECONDS), str(LENGTH), key, *KEYS],
+            [sys.executable, "-c", CROWD, str(number), str(TURNS), str(LENGTH), key, *KEYS],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
         )
@@ -102,13 +100,13 @@ def test_survives_a_crowd_of_processes(place: Place, outside: Path) -> None:
             assert process.stdin
             process.stdin.write(b"go\n")
             process.stdin.flush()
-        turns = [int(process.communicate(timeout=SECONDS + 60)[0] or 0) for process in running]
+        for process in running:
+            process.communicate(timeout=300)
     finally:
         for process in running:
             process.kill()
             process.wait()
     assert [process.returncode for process in running] == [0] * PROCESSES
-    assert min(turns) > 5, "each has had its turns"
     left = {entry.key: entry for entry in store.list()}
     for key, entry in left.items():
         if not entry.partial:
