@@ -55,6 +55,7 @@ def main(settings: Settings) -> int:
 
 async def operate(settings: Settings) -> None:
     """The whole operator, until it is stopped. Raises LoginError, Problem, OSError if it cannot start."""
+    asyncio.get_running_loop().set_exception_handler(_complained)
     kube = await Kube.connect(settings.kubeconfig, observe=metrics.request)
     near = await asyncio.to_thread(neighbours, kube.login.server, os.environ)
     addresses = settings.addresses.model_copy(update={"deny": [*settings.addresses.deny, *near]})
@@ -88,6 +89,14 @@ async def operate(settings: Settings) -> None:
                 standalone=True,
                 clusterwide=True,
             )
+
+
+def _complained(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """What kopf leaves open at its end may fail when the loop closes it, which nobody needs to know."""
+    if "asyncgen" in context:
+        log.debug("%s", context["message"])
+    else:
+        loop.default_exception_handler(context)
 
 
 async def _kinds(kube: Kube, state: Health) -> None:

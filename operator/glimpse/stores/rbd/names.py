@@ -186,8 +186,8 @@ class Names:
         failed = None
         try:
             rbd.RBD().rename(pool.io, attempt.name, name)
-        except rbd.ImageExists:
-            pass
+        except (rbd.ImageExists, rbd.ImageNotFound):
+            pass  # the latter where another removes at the same time what leads to the name
         except rbd.Error as error:
             failed = error
         if self._cluster.find(pool, name) == attempt.id:
@@ -196,6 +196,8 @@ class Names:
         self._cluster.mislead(pool, name, attempt.id)
         if failed:
             raise failed
+        if self._cluster.find(pool, attempt.name) != attempt.id:
+            raise StoreConflict(f"the attempt {attempt.name} was taken for dead by another one")
         return False
 
     def withdraw(self, pool: Pool, key: str) -> None:
