@@ -95,8 +95,12 @@ def test_a_server_that_goes_and_comes_back(tenant: Tenant, store: str, database:
     tenant.download(tenant.ready("b")["artifact"]["url"], body=TWO)
     tenant.download(before["url"], body=ONE)
     assert len(tenant.web.asked("/a")) == 1
-    status = tenant.wait(store, lambda o: o["status"].get("images") == 2 and holds(o, "Ready"), "ImageStore")["status"]
-    assert status["bytes"] == len(ONE) + len(TWO)
+
+    def counted(obj: dict[str, Any]) -> bool:
+        held = obj["status"].get("images"), obj["status"].get("bytes")
+        return held == (2, len(ONE) + len(TWO)) and holds(obj, "Ready")
+
+    status = tenant.wait(store, counted, "ImageStore")["status"]
     assert (status["driver"], status["endpoint"].partition(":")[0]) == ("gridfs", "mongodb")
     tenant.delete("a")
     tenant.wait(store, lambda o: (o["status"]["images"], o["status"]["bytes"]) == (1, len(TWO)), "ImageStore")
