@@ -10,12 +10,13 @@ import io
 import os
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, ExitStack, asynccontextmanager, contextmanager, nullcontext, suppress
 from typing import Final, NamedTuple, ParamSpec, Protocol, TypeVar
 
 from aiohttp import web
 
 from glimpse.gateway.bandwidth import Pace
+from glimpse.gateway.outlet import Outlet
 from glimpse.gateway.ranges import Span
 from glimpse.problems import DataLost, StoreUnavailable
 from glimpse.stores import Store
@@ -25,7 +26,7 @@ OPENING: Final = 10.0
 """Seconds that a store may take to open an object before it counts as unavailable."""
 WINDOW: Final = 4 << 20
 """Bytes of one sendfile, which are in memory before: a slow disk must not hold up the event loop."""
-PIECE: Final = 64 << 10
+PIECE: Final = 32 << 10
 """Bytes of a file that go through our memory at once for one client: hundreds of slow ones hold as many each."""
 PULLED: Final = 256 << 10
 """The same of what a thread reads: a turn of its own for each costs as much as to read so many."""
@@ -188,38 +189,28 @@ class _File:
         self._state = _written(fd)
 
     async def send(self, request: web.Request, response: web.StreamResponse, span: Span, meter: Meter) -> None:
-        loop, fd, store, pace = asyncio.get_running_loop(), self._file.fileno(), self._store.name, meter.pace
         position, length = span
-        end, begun = position + length, False
-        while position < end:
-            size = min(WINDOW, end - position)
-            if pace:
-                size = await pace.allow(size)
-            await self._load(position, size, last=position + size == end)
-            if request.transport is None:
-                raise ConnectionResetError
-            os.lseek(fd, position, os.SEEK_SET)
-            try:
-                # a small image goes into an empty socket at once; only once, as others want their turn
-                if not begun and (took := _at_once(request.transport, fd, position, size)):
-                    begun = True
-                    meter.count(took)
-                    position += took
-                    continue
-                sent = await loop.sendfile(request.transport, self._file, position, size, fallback=False)
-            except (asyncio.SendfileNotAvailableError, RuntimeError):
-                # TLS, a file system without it, or a client who is gone, which the write will say
-                sent = await self._pass(response, position, size, meter)
-            except OSError as error:
-                if error.errno not in DISK:
-                    raise
-                meter.count(os.lseek(fd, 0, os.SEEK_CUR) - position)  # loop.sendfile leaves it behind what was sent
-                raise StoreUnavailable(f"store {store}: {error.strerror}") from error
-            else:
-                meter.count(sent)
-            if sent < size or not sent:
-                raise DataLost(f"object {self._wanted.key} in store {store} became shorter while it was read")
-            position += sent
+        end = position + length
+        with ExitStack() as stack:
+            outlet = await _outlet(request, response)
+            if outlet:
+                stack.enter_context(outlet)
+            while position < end:
+                size = min(WINDOW, end - position)
+                if meter.pace:
+                    size = await meter.pace.allow(size)
+                await self._load(position, size, last=position + size == end)
+                if request.transport is None:
+                    raise ConnectionResetError
+                sent = await self._pour(outlet, position, size, meter) if outlet else None
+                if sent is None:
+                    outlet = None  # what is written now may wait in the transport: nothing may pass it
+                    sent = await self._pass(response, position, size, meter)
+                if sent < size:
+                    raise DataLost(
+                        f"object {self._wanted.key} in store {self._store.name} became shorter while it was read"
+                    )
+                position += size
 
     async def _load(self, position: int, size: int, *, last: bool) -> None:
         """Have a part in the kernel's memory. Raises DataLost if it is the last one of a file that was changed."""
@@ -229,6 +220,19 @@ class _File:
         if last and _written(fd) != self._state:
             # what is registered can be written to by others: the end is not given to what began as something else
             raise DataLost(f"object {self._wanted.key} in store {self._store.name} was changed while it was read")
+
+    async def _pour(self, outlet: Outlet, position: int, size: int, meter: Meter) -> int | None:
+        """Send a part by the kernel alone; how much there was of it. None if it cannot be sent so."""
+        before = outlet.sent
+        try:
+            able = await outlet.send(self._file.fileno(), position, size)
+        except OSError as error:
+            if error.errno not in DISK:
+                raise
+            raise StoreUnavailable(f"store {self._store.name}: {error.strerror}") from error
+        finally:
+            meter.count(outlet.sent - before)
+        return outlet.sent - before if able else None
 
     async def _pass(self, response: web.StreamResponse, position: int, size: int, meter: Meter) -> int:
         """Send a part that is in the kernel's memory through ours; how much there was of it."""
@@ -307,14 +311,20 @@ class _Resting:
             self._files.popitem()[1][1].close()
 
 
-def _at_once(transport: asyncio.Transport, fd: int, position: int, size: int) -> int:
-    """How many bytes of a file the client's socket takes without waiting; 0 if that cannot be, for whatever reason."""
-    if transport.get_write_buffer_size() or transport.is_closing() or transport.get_extra_info("sslcontext"):
-        return 0
+async def _outlet(request: web.Request, response: web.StreamResponse) -> Outlet | None:
+    """For what goes past TLS, there is none."""
+    transport = request.transport
+    if transport is None:
+        raise ConnectionResetError
+    if transport.get_extra_info("sslcontext"):
+        return None
+    low, high = transport.get_write_buffer_limits()
+    transport.set_write_buffer_limits(high=0)
     try:
-        return os.sendfile(transport.get_extra_info("socket").fileno(), fd, position, size)
-    except OSError:
-        return 0
+        await response.drain()  # until nothing waits in the transport
+    finally:
+        transport.set_write_buffer_limits(high=high, low=low)
+    return Outlet(transport)
 
 
 def _written(fd: int) -> tuple[int, int]:
