@@ -78,10 +78,17 @@ async def test_as_much_as_there_is(line: Line, file: int) -> None:
     assert await reading == DATA[-100:]
 
 
-async def test_what_sendfile_cannot_send(line: Line) -> None:
+@pytest.fixture
+def made_up() -> Iterator[int]:
+    """The descriptor of a file that lies in no page cache."""
+    with Path("/proc/self/maps").open("rb") as opened:
+        yield opened.fileno()
+
+
+async def test_what_sendfile_cannot_send(line: Line, made_up: int) -> None:
     """Nothing has gone then, so that another way can be taken."""
-    with Outlet(line.transport) as outlet, Path("/proc/self/maps").open("rb") as file:
-        assert not await outlet.send(file.fileno(), 0, 100)
+    with Outlet(line.transport) as outlet:
+        assert not await outlet.send(made_up, 0, 100)
         assert outlet.sent == 0
 
 
