@@ -147,7 +147,10 @@ def test_each_operation_succeeds(tenant: Tenant) -> None:
         ("DELETE", uploads + "/{upload}", 204, {"path_parameters": upload, "headers": SPOKEN}),
     ]
     schema = schemathesis.openapi.from_dict(json.loads(ask(gateway + "/openapi.json").body))
-    told = {(o.method.upper(), o.path) for o in (found.ok() for found in schema.get_all_operations())}
+    told = {
+        (o.method.upper(), o.path)
+        for o in (found.ok() for found in schema.get_all_operations() if isinstance(found, Ok))
+    }
     rows = [("HEAD", *row[1:]) for row in rows if (row[0], row[2]) == ("GET", 200)] + rows
     assert {row[:2] for row in rows} == told - {("GET", ENDLESS)}
 
