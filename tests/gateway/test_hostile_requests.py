@@ -268,3 +268,25 @@ def test_another_tenant_s_token(gateway: str, shelf: Shelf, image: Shown) -> Non
             asked += 1
     assert asked >= 6
     assert image.name.encode() not in ask(f"{gateway}/v1/images", token=stranger).body
+
+
+@pytest.mark.parametrize(
+    "odd", ["-", ".", "..", "-.", "a-", "a.", ".a", "a..b", "a.-b", "0", "a" * 70, "a" * 200, "%2e"]
+)
+def test_odd_names(gateway: str, glimpse: Glimpse, *, shelf: Shelf, image: Shown, odd: str) -> None:
+    """No part of an address, at no address and by no method, is a name that makes the gateway stumble."""
+    token, log = shelf.grant(image.namespace, "owner", verbs=("get", "update")), Log(glimpse)
+    document = json.loads(ask(gateway + "/openapi.json").body)
+    asked = 0
+    for path, operations in document["paths"].items():
+        parts = re.findall("{([a-z]+)}", path)
+        named = {"namespace": image.namespace, "name": image.name, "file": image.name, "upload": "a-0123456789"}
+        for part in parts:
+            where = path.format(**named | {part: odd})
+            for method in {each.upper() for each in operations} - {"OPTIONS"}:
+                body = b"{}" if method in ("PUT", "POST", "PATCH") else None
+                got = ask(f"{gateway}{where}?uid={odd}", token=token, method=method, body=body, headers=TUS)
+                assert got.status == 404, (method, where, got.status)
+                asked += 1
+    assert asked >= 15
+    assert len(log.requests("/v1/")) == asked
