@@ -212,6 +212,7 @@ class Door:
         place.begun = True
         if place.ended:
             connection.close()
+            place.close()
             return
         context = self._certificate.context if self._certificate else None
         patience = self._idle if context else None
