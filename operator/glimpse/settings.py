@@ -177,7 +177,11 @@ class Uploads(_Group):
     """What may be sent to the gateway."""
 
     at_once: int = Field(default=16, ge=1)
-    """Uploads at once, of one replica of the gateway. Each has a worker."""
+    """Uploads at once, of one replica of the gateway, half of them into one namespace at most. Each has a worker."""
+    minimum_rate: int = Field(default=1024, ge=0)
+    """Bytes per second that a sender must bring, on average over `rate_window`, not to be cut off."""
+    rate_window: float = Field(default=60.0, gt=0)
+    """Seconds of waiting for a sender over which `minimum_rate` is measured."""
     expiry: float = Field(default=6 * 3600.0, ge=1)
     """Seconds after which an upload in parts (tus) ends if nothing more of it comes. Until then no other upload for the
     same image can begin."""

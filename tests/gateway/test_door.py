@@ -6,7 +6,9 @@ import socket
 import struct
 import subprocess
 import sys
-from collections.abc import Iterator
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -123,6 +125,44 @@ def test_probes_have_room(tight: str) -> None:
         answer = ask(tight + "/v1/images")
         assert (answer.status, answer.headers["Retry-After"], answer.headers["Connection"]) == (503, "5", "close")
         assert "Too many connections" in answer.problem()["detail"]
+
+
+def test_a_flood_drives_out_itself(tight: str) -> None:
+    """While one client connects again and again, faster than any can ask, each probe of others is answered."""
+    with full(tight), flood(tight, "127.0.0.9") as flooded:
+        for number in range(100):
+            path = PROBES[number % len(PROBES)]
+            with enter(tight, "127.0.0.8") as connection:
+                before = flooded()
+                wait_until("a flood", lambda least=before + 2 * RESERVE: flooded() > least, timeout=30)  # type: ignore[misc]  # a default binds it
+                connection.sendall(f"GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
+                assert connection.recv(12) == b"HTTP/1.1 200", number
+
+
+@contextlib.contextmanager
+def flood(url: str, client: str) -> Iterator[Callable[[], int]]:
+    """Connections without end from this address, that say nothing; how many there were."""
+    made, over = 0, threading.Event()
+
+    def run() -> None:
+        nonlocal made
+        kept = deque[socket.socket](maxlen=200)
+        while not over.is_set():
+            if len(kept) == kept.maxlen:
+                kept.popleft().close()
+            with contextlib.suppress(OSError):
+                kept.append(enter(url, client))
+                made += 1
+        for connection in kept:
+            connection.close()
+
+    thread = threading.Thread(target=run, name="flood")
+    thread.start()
+    try:
+        yield lambda: made
+    finally:
+        over.set()
+        thread.join()
 
 
 def test_every_end_gives_the_place_back(tight: str) -> None:

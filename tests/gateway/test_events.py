@@ -21,6 +21,7 @@ from glimpse.gateway import access as rights
 from glimpse.gateway import events
 from glimpse.gateway import index as module
 from glimpse.gateway.access import Access
+from glimpse.gateway.app import _answering
 from glimpse.gateway.events import Events
 from glimpse.gateway.index import Index
 from glimpse.gateway.meters import Meters
@@ -281,12 +282,20 @@ async def lines(answer: aiohttp.ClientResponse, last: bytes) -> list[bytes]:
 
 
 @pytest.fixture
+def few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is room for four, and it is soon noticed that one has left."""
+    monkeypatch.setattr(events, "WATCHERS", 4)
+    monkeypatch.setattr(events, "LOOK", 0.05)
+
+
+@pytest.fixture
 async def served(cluster: Cluster) -> AsyncIterator[Served]:
     """The stream over an index that the test feeds, with the rights of the real API server."""
     kube, index = await Kube.connect(cluster.kubeconfig), Index()
     index.synced = True
-    app = web.Application()
-    app.add_routes(Events(index, Access(kube, "glimpse"), Meters(), 30).routes())
+    meters = Meters()
+    app = web.Application(middlewares=[_answering(meters)])
+    app.add_routes(Events(index, Access(kube, "glimpse"), meters, 30).routes())
     runner = web.AppRunner(app, shutdown_timeout=0.1)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
@@ -312,6 +321,27 @@ async def test_falling_behind(
             served.index.take("MODIFIED", image("1", visibility="public", title=f"more {number}"))
         with pytest.raises(aiohttp.ClientError):
             await answer.read()
+
+
+@pytest.mark.usefixtures("few")
+async def test_half_of_the_streams(served: Served, cluster: Cluster, namespace: str) -> None:
+    """All accounts of a namespace have half of the streams; others find room, and so do they when one has ended."""
+    tokens = [await asyncio.to_thread(cluster.token_for, namespace, f"a{n}", audience="glimpse") for n in range(3)]
+    theirs = await asyncio.to_thread(cluster.token_for, cluster.namespace(), "b", audience="glimpse")
+    async with served.watch(tokens[0]) as first:
+        await lines(first, b"event: SYNCED")
+        async with served.watch(tokens[1]) as second:
+            await lines(second, b"event: SYNCED")
+            async with served.watch(tokens[2]) as third:
+                assert (third.status, third.headers["Retry-After"]) == (503, "5")
+            async with served.watch(theirs) as another:
+                await lines(another, b"event: SYNCED")
+        async with asyncio.timeout(30):
+            status = 503
+            while status == 503:
+                async with served.watch(tokens[2]) as third:
+                    status = third.status
+        assert status == 200
 
 
 async def test_signs_of_life(served: Served, cluster: Cluster, namespace: str, monkeypatch: pytest.MonkeyPatch) -> None:

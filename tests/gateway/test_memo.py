@@ -1,13 +1,17 @@
 """How answers about callers are kept: for seconds, bounded, and asked for once."""
 
 import asyncio
+from collections.abc import Callable, Coroutine
+from pathlib import Path
 
 import pytest
+from tests.relay import relay
 
 from glimpse.gateway import access
-from glimpse.gateway.access import _Memo, client_of, token_of
+from glimpse.gateway.access import Access, Caller, _Memo, client_of, token_of
 from glimpse.gateway.refusals import Refusal
-from glimpse.kube import Unavailable
+from glimpse.kube import Kube, Unavailable
+from servers.kube import Cluster
 
 
 async def test_asked_once() -> None:
@@ -108,6 +112,62 @@ async def test_floods(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [await answer(key, key[0]) for key in ("a3", "a4", "a5", "a6", "c0")] == ["a3", "a4", "a5", "a6", "c0"]
     assert asked == ["a0", "a1", "a2", "b0", "b1", "a3", "a4", "a5", "a6", "c0"]
     assert not memo._askers
+
+
+async def test_one_namespace_with_many_accounts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All ServiceAccounts of a namespace have half of the places, whatever each of them may have."""
+    monkeypatch.setattr(access, "WAITING", 4)
+    memo, go = _Memo[str](), asyncio.Event()
+
+    async def answer(key: str, account: str) -> str:
+        async def ask() -> str:
+            await go.wait()
+            return key
+
+        return await memo.answer(key, ask, f"system:serviceaccount:{account}")
+
+    waiting = [asyncio.create_task(answer(name, name)) for name in ("team-a:a", "team-a:b", "team-b:a")]
+    await asyncio.sleep(0)
+    with pytest.raises(Refusal) as refusal:
+        await answer("more", "team-a:c")
+    assert refusal.value.status == 503
+    waiting.append(asyncio.create_task(answer("more", "team-b:b")))
+    go.set()
+    assert await asyncio.gather(*waiting) == ["team-a:a", "team-a:b", "team-b:a", "more"]
+    assert await answer("new", "team-a:c") == "new"
+
+
+async def test_one_user_with_many_tokens(
+    cluster: Cluster, namespace: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All tokens of a user ask for one: new ones give him no more questions, of whatever kind; others have theirs."""
+    monkeypatch.setattr(access, "OWN", 3)
+    monkeypatch.setattr(access, "PATIENCE", 60.0)
+
+    async def caller(account: str) -> Caller:
+        token = await asyncio.to_thread(cluster.token_for, namespace, account, audience="glimpse")
+        return await known.caller(f"Bearer {token}", "192.0.2.1")
+
+    async with relay(cluster, tmp_path) as between:
+        kube = await Kube.connect(between.kubeconfig(cluster.token))
+        known = Access(kube, "glimpse")
+        tokens, another = [await caller("one") for _ in range(3)], await caller("another")
+        assert len({each.key for each in tokens}) == 3
+        kinds: list[Callable[[Caller, str], Coroutine[None, None, bool]]] = [
+            lambda each, name: known.allowed(each, "get", name, ""),
+            known.reads,
+            lambda each, name: known.administers(each, name, name),
+            lambda each, name: known.belongs(each, (name, name), (name,), ()),
+        ]
+        for number, kind in enumerate(kinds):
+            asking = [asyncio.create_task(kind(each, f"{number}-{n}")) for n, each in enumerate(tokens)]
+            await asyncio.sleep(0)
+            with pytest.raises(Refusal) as refusal:
+                await kind(tokens[0], f"{number}-more")
+            assert refusal.value.status == 429
+            assert await kind(another, f"{number}-0") is False
+            assert await asyncio.gather(*asking) == [False] * 3
+        await kube.close()
 
 
 def test_clients() -> None:

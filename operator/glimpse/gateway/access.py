@@ -19,6 +19,7 @@ from ipaddress import IPv6Address, ip_address, ip_network
 from typing import Final, Generic, NamedTuple, TypeVar
 
 from glimpse.gateway.refusals import LATER, SOON, Refusal
+from glimpse.gateway.turns import Turns
 from glimpse.kube import ApiError, Kube, Review
 
 log: Final = logging.getLogger(__name__)
@@ -32,11 +33,14 @@ KEPT: Final = 10_000
 ASKING: Final = 16
 """Questions to the API server at once: a flood of bad tokens must not become its flood."""
 WAITING: Final = 200
-"""Questions of one sort that wait, those that are being asked included; who comes then is sent away at once."""
+"""Questions of one sort that wait or are being asked, half of them by ServiceAccounts of one namespace at most. Who
+comes then is sent away at once."""
 OWN: Final = 32
-"""The same of one client: more than a proxy for many needs in a moment, and soon answered."""
+"""The same of one user, whatever tokens he has, or of one address of those who are not known yet: more than a proxy for
+many needs in a moment, and soon answered."""
 PATIENCE: Final = 5.0
 """Seconds to wait for the API server."""
+_ACCOUNT: Final = "system:serviceaccount:"
 _TOKEN: Final = re.compile(r"[\x21-\x7e]{1,16384}")  # a JWT, or what a webhook or a file of tokens knows
 
 T = TypeVar("T")
@@ -95,7 +99,7 @@ class Access:
         """
         for asked in ("", name):
             review = partial(self._review, caller.who, verb, namespace, asked)
-            if await self._rights.answer((caller.key, verb, namespace, asked), review, caller.key):
+            if await self._rights.answer((caller.key, verb, namespace, asked), review, caller.who.user):
                 return True
         return False
 
@@ -118,12 +122,12 @@ class Access:
             answers = await asyncio.gather(*(review(namespace) for namespace in (*members, *others)))
             return any(answers[: len(members)])
 
-        return await self._belongings.answer((caller.key, image, members, others), ask, caller.key)
+        return await self._belongings.answer((caller.key, image, members, others), ask, caller.who.user)
 
     async def administers(self, caller: Caller, namespace: str, name: str) -> bool:
         """Whether the caller may have this image though it is deactivated. Raises Refusal: 429 and 503 as above."""
         review = partial(self._review, caller.who, "get", namespace, name, "deactivated")
-        return await self._rights.answer((caller.key, "deactivated", namespace, name), review, caller.key)
+        return await self._rights.answer((caller.key, "deactivated", namespace, name), review, caller.who.user)
 
     async def _review(self, who: Review, verb: str, namespace: str, name: str, what: str = "data") -> bool:
         return await self._kube.subject_access_review(
@@ -144,7 +148,7 @@ class Access:
         Raises Refusal: 429 and 503 as above.
         """
         review = partial(self._review, caller.who, "get", namespace, "")
-        return await self._rights.answer((caller.key, "get", namespace, ""), review, caller.key)
+        return await self._rights.answer((caller.key, "get", namespace, ""), review, caller.who.user)
 
 
 def token_of(authorization: str | None) -> str | None:
@@ -159,6 +163,11 @@ def token_of(authorization: str | None) -> str | None:
     elif scheme.lower() != "bearer":
         return None
     return rest if _TOKEN.fullmatch(rest) else None
+
+
+def home(user: str) -> str | None:
+    """The namespace of a ServiceAccount; None for others."""
+    return user.removeprefix(_ACCOUNT).partition(":")[0] if user.startswith(_ACCOUNT) else None
 
 
 @lru_cache(KEPT)
@@ -177,14 +186,15 @@ class _Memo(Generic[T]):
     """Answers kept for seconds, good and bad ones apart, so that bad ones cannot push good ones out."""
 
     def __init__(self) -> None:
+        self._places = Turns(WAITING)
         # all answers of one dict live equally long: the first is the next to expire
         self._good: dict[Hashable, tuple[float, T]] = {}
         self._bad: dict[Hashable, tuple[float, T]] = {}
         self._asked: dict[Hashable, asyncio.Task[T]] = {}
-        self._askers: Counter[Hashable] = Counter()
+        self._askers: Counter[str] = Counter()
         self._turns = asyncio.Semaphore(ASKING)
 
-    async def answer(self, key: Hashable, ask: Callable[[], Awaitable[T]], asker: Hashable) -> T:
+    async def answer(self, key: Hashable, ask: Callable[[], Awaitable[T]], asker: str) -> T:
         """The kept answer, or that of `ask`, which is called once however many wait; `asker` has asked for it.
 
         Raises Refusal: 429 for an asker of too many questions, 503 if there are too many, or no answer.
@@ -199,14 +209,16 @@ class _Memo(Generic[T]):
         # a caller who goes away must not take the answer from the others
         return await asyncio.shield(task)
 
-    def _begin(self, key: Hashable, ask: Callable[[], Awaitable[T]], asker: Hashable) -> asyncio.Task[T]:
+    def _begin(self, key: Hashable, ask: Callable[[], Awaitable[T]], asker: str) -> asyncio.Task[T]:
         if self._askers[asker] >= OWN:
             raise Refusal(429, "Too many new tokens or images at once from you; ask for fewer.", retry_after=SOON)
-        if len(self._asked) >= WAITING:
+        tenant = home(asker) or asker
+        if not self._places.take(tenant):
             raise Refusal(503, "Too many callers are not known yet.", retry_after=SOON)
 
         def done(_: asyncio.Task[T]) -> None:
             del self._asked[key]
+            self._places.leave(tenant)
             self._askers[asker] -= 1
             if not self._askers[asker]:
                 del self._askers[asker]

@@ -14,7 +14,6 @@ from functools import partial
 from typing import Final
 
 from aiohttp import web
-from aiohttp.http import RawRequestMessage
 from aiohttp.typedefs import Handler, Middleware
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
@@ -28,6 +27,7 @@ from glimpse.gateway.copies import Threads
 from glimpse.gateway.door import Door, Place, Room, listen, spare
 from glimpse.gateway.download import Downloads
 from glimpse.gateway.events import Events
+from glimpse.gateway.heads import READ, WAITING, HeadError, Parser
 from glimpse.gateway.intake import Intake
 from glimpse.gateway.keys import Keys
 from glimpse.gateway.linking import Linking
@@ -54,10 +54,6 @@ KEEP_ALIVE: Final = 75.0
 """Seconds that a connection may rest between two requests."""
 LINGER: Final = 2.0
 """Seconds in which the rest of a body that nobody wants is read, before the connection is closed."""
-HEAD: Final = 8190
-"""Bytes of the longest line in a request's head. A token has some 1,500."""
-LINES: Final = 100
-"""Header lines of one request."""
 BUFFER: Final = 32 << 10
 """Bytes that wait for a client before no more are read for him."""
 SHOWN: Final = 1000
@@ -172,19 +168,18 @@ class _Connection(web.RequestHandler):
             access_log=None,  # type: ignore[arg-type]  # none; requests are logged below
             keepalive_timeout=KEEP_ALIVE,
             lingering_time=LINGER,
-            max_line_size=HEAD,
-            max_field_size=HEAD,
-            max_headers=LINES,
-            auto_decompress=False,  # nobody asks for it, and a small body could become a large one
         )
+        self._parser = Parser(self, self._loop)  # type: ignore[assignment]  # as far as it is used
+        self._max_msg_queue_size, self._msg_queue_resume_size = WAITING, WAITING // 2
         self.place = place
         self.owed_since: float | None = time.monotonic()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Keep little of what a client does not take yet; TLS would keep 512 KiB."""
+        """Keep little of what a client does not take yet, where TLS would keep 512 KiB, and of what it sends."""
         super().connection_made(transport)
         if isinstance(transport, asyncio.WriteTransport):
             transport.set_write_buffer_limits(high=BUFFER)
+        transport.max_size = READ  # type: ignore[attr-defined]  # what asyncio reads at once; 256 KiB by itself
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """Give the place back."""
@@ -192,15 +187,10 @@ class _Connection(web.RequestHandler):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Note when a request begins, and tell a handler that reads a body when what comes is none."""
+        """Note when a request begins."""
         if self.owed_since is None and not self._request_in_progress:
             self.owed_since = time.monotonic()
         super().data_received(data)
-        # the parser's error is a message behind the request: without this the handler would wait for the rest of it
-        if self._current_request and self._messages and not isinstance(self._messages[-1][0], RawRequestMessage):
-            content = self._current_request.content
-            if not content.is_eof():
-                content.set_exception(Refusal(400, "The body of this request is malformed."))
 
     def handle_error(
         self,
@@ -214,7 +204,8 @@ class _Connection(web.RequestHandler):
         if request.writer.output_size:
             raise ConnectionResetError
         response = refuse(
-            status, "This is not a request that can be understood: a header may be too long or malformed."
+            exc.code if isinstance(exc, HeadError) else status,
+            "This is not a request that can be understood: a header may be too long or malformed.",
         )
         response.headers["Server"] = "glimpse"
         response.force_close()

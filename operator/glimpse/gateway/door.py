@@ -32,7 +32,7 @@ PAUSE: Final = 1.0
 SILENCE: Final = 60.0
 """Seconds between two log lines about refused connections."""
 RESERVE: Final = 32
-"""Connections beyond a limit that are open at once; the oldest of them gives way to a new one."""
+"""Connections beyond a limit that are open at once. A new one takes the place of the oldest of whoever has most."""
 MOMENT: Final = 5.0
 """Seconds that such a one has."""
 EXHAUSTED: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
@@ -57,13 +57,16 @@ class Place:
         self.task: asyncio.Task[None] | None = None
         """That makes a connection of its socket; afterwards there is ..."""
         self.transport: asyncio.WriteTransport | None = None
+        self.begun = self.ended = False
+        """The task has its socket in hand; and it need do nothing with it but to close it."""
         self._closed = closed
 
     def end(self) -> None:
         """Close it now."""
+        self.ended = True
         if self.transport:
             self.transport.abort()
-        elif self.task:
+        elif self.task and self.begun:
             self.task.cancel()
 
     def close(self) -> None:
@@ -168,11 +171,17 @@ class Door:
         self._beginning.add(place.task)
         place.task.add_done_callback(self._beginning.discard)
         if place.beyond:
-            if len(self._reserve) >= RESERVE:
-                oldest = next(iter(self._reserve))  # older than a batch: it has its socket in hand, and closes it
-                oldest.end()
-                oldest.close()
             self._reserve[place] = asyncio.get_running_loop().call_later(MOMENT, place.end)
+            if len(self._reserve) > RESERVE:
+                self._give_way()
+
+    def _give_way(self) -> None:
+        """End the oldest connection in the reserve of the client who has most there: a flood drives out itself only."""
+        clients = Counter(place.client for place in self._reserve)
+        most = max(clients.values())
+        oldest = next(place for place in self._reserve if clients[place.client] == most)
+        oldest.end()
+        oldest.close()
 
     def _left(self, place: Place) -> None:
         if place in self._open:
@@ -200,6 +209,11 @@ class Door:
 
     async def _begin(self, connection: socket.socket, place: Place) -> None:
         """Make a connection of a socket, after the handshake if there is one."""
+        place.begun = True
+        if place.ended:
+            connection.close()
+            place.close()
+            return
         context = self._certificate.context if self._certificate else None
         patience = self._idle if context else None
         try:

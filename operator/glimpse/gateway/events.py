@@ -16,7 +16,7 @@ from typing import Final
 
 from aiohttp import web
 
-from glimpse.gateway.access import Access
+from glimpse.gateway.access import Access, home
 from glimpse.gateway.index import SORTS, Change, Index
 from glimpse.gateway.item import Item, encode
 from glimpse.gateway.listing import HEADERS, PATH, complete, sight
@@ -24,11 +24,12 @@ from glimpse.gateway.meters import Meters
 from glimpse.gateway.query import CONTROLS, Query
 from glimpse.gateway.refusals import LATER, Refusal
 from glimpse.gateway.sight import Sight
+from glimpse.gateway.turns import Turns
 
 log: Final = logging.getLogger(__name__)
 
 WATCHERS: Final = 500
-"""Watchers at once."""
+"""Watchers at once, half of them of one namespace at most."""
 OWN: Final = 16
 """The same of one user."""
 HEARTBEAT: Final = 15.0
@@ -53,6 +54,7 @@ class Events:
     def __init__(self, index: Index, access: Access, meters: Meters, idle: float) -> None:
         self._index, self._access, self._idle = index, access, idle
         self._users: Counter[str] = Counter()
+        self._turns = Turns(WATCHERS)
         self._closing = False
         meters.watchers.set_function(self._users.total)
 
@@ -86,14 +88,16 @@ class Events:
 
     @contextlib.contextmanager
     def _turn(self, user: str) -> Iterator[None]:
-        if self._closing or self._users.total() >= WATCHERS:
-            raise Refusal(503, "There are too many watchers.", retry_after=LATER)
         if self._users[user] >= OWN:
             raise Refusal(429, f"You watch {OWN} times already.", retry_after=LATER)
+        tenant = home(user) or user
+        if self._closing or not self._turns.take(tenant):
+            raise Refusal(503, "There are too many watchers, here or of your namespace.", retry_after=LATER)
         self._users[user] += 1
         try:
             yield
         finally:
+            self._turns.leave(tenant)
             self._users[user] -= 1
             if not self._users[user]:
                 del self._users[user]

@@ -5,6 +5,7 @@ One place, so that no way in has another rule.
 
 import asyncio
 import logging
+import math
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -19,6 +20,7 @@ from glimpse.gateway.access import Access
 from glimpse.gateway.admission import Admission
 from glimpse.gateway.catalog import Catalog
 from glimpse.gateway.refusals import LATER, NOT_FOUND, Refusal, away
+from glimpse.gateway.turns import Turns
 from glimpse.kube import IMAGE, ApiError, Gone, Kube, Object
 from glimpse.problems import (
     ConversionFailed,
@@ -67,9 +69,9 @@ class Intake:
         self.settings, self.kube, self.catalog = settings, kube, catalog
         self._access, self._admission = access, admission
         self.runner = Inline(stop_grace=settings.transfers.stop_grace, at_once=settings.uploads.at_once)
-        self._running = 0
-        self.yields: Callable[[], Awaitable[None]] | None = None
-        """Has a place given back that is held without need."""
+        self._turns = Turns(settings.uploads.at_once)
+        self.yields: Callable[[str | None], Awaitable[None]] | None = None
+        """Has a place given back that is held without need: in this namespace, if one is named."""
 
     async def close(self, _app: web.Application) -> None:
         """End all workers."""
@@ -111,18 +113,19 @@ class Intake:
         if given and dict(wanted.said).get(given[0], given[2]) != given[2]:
             raise Refusal(422, f"What you send has not the {given[0]} digest that spec.checksum.digest asks for.")
 
-    async def enter(self) -> None:
+    async def enter(self, namespace: str) -> None:
         """Take one of the places for a worker, to be given back by `leave`. Raises Refusal if there is none."""
-        if self._running >= self.settings.uploads.at_once and self.yields:
-            await self.yields()
-        if self._running >= self.settings.uploads.at_once:
-            text = f"{self._running} uploads are under way here, which is as many as may be."
+        if not self._turns.free(namespace) and self.yields:
+            await self.yields(None if self._turns.full else namespace)
+        if not self._turns.take(namespace):
+            text = f"{len(self._turns)} uploads are under way here, which is as many as may be."
+            if not self._turns.full:
+                text = f"{self._turns.each} uploads into namespace {namespace} are under way here, half of all places."
             raise Refusal(503, text, retry_after=LATER)
-        self._running += 1
 
-    def leave(self) -> None:
+    def leave(self, namespace: str) -> None:
         """Give the place back."""
-        self._running -= 1
+        self._turns.leave(namespace)
 
     async def task(self, wanted: Wanted, found: Image, pending: Pending, uid: str) -> Fetch:
         """What a worker is to do with the bytes of the upload with this uid. Raises Refusal."""
@@ -185,14 +188,14 @@ class Intake:
 
     @asynccontextmanager
     async def patience(self) -> AsyncIterator["Patience"]:
-        """Around what is read of a request. Raises Refusal where the sender is silent for too long or goes away."""
-        with_end = asyncio.timeout(None)
-        patience = Patience(with_end, self.settings.gateway_idle)
+        """Around what is read of a body. Raises Refusal where its sender is silent, too slow, or goes away."""
+        with_end, uploads = asyncio.timeout(None), self.settings.uploads
+        patience = Patience(with_end, self.settings.gateway_idle, uploads.minimum_rate, uploads.rate_window)
         try:
             async with with_end:
                 yield patience
         except TimeoutError:
-            raise (patience.why or Refusal(408, f"Nothing came for {self.settings.gateway_idle:.0f} s.")) from None
+            raise patience.refusal from None
         except (OSError, aiohttp.ClientError, web.PayloadAccessError, aiohttp.http.HttpProcessingError) as error:
             raise Refusal(400, "The upload broke off.") from error
 
@@ -200,22 +203,32 @@ class Intake:
 class Patience:
     """How long a sender is waited for."""
 
-    def __init__(self, timeout: asyncio.Timeout, idle: float) -> None:
-        """`idle`: seconds of silence that are borne."""
-        self._timeout, self._idle = timeout, idle
+    def __init__(self, timeout: asyncio.Timeout, idle: float, rate: int, window: float) -> None:
+        """`idle`: seconds of silence that are borne; `rate`: bytes per second, the least over `window` s of waiting."""
+        self._timeout, self._idle, self._rate, self._window = timeout, idle, rate, window
         self._since: float | None = None
+        self._waited, self._came = 0.0, 0  # in this window
         self.why: Refusal | None = None
 
     async def chunk(self, request: web.Request) -> bytes:
         """The next bytes of a body; none at its end."""
-        return await self.wait(request.content.readany())
+        came = await self.wait(request.content.readany())
+        self.count(len(came))
+        return came
+
+    def count(self, came: int) -> None:
+        """So many bytes were sent."""
+        self._came += came
+        if self._enough and self._waited >= self._window:
+            self._waited, self._came = 0.0, 0
 
     async def wait(self, sender: Awaitable[T]) -> T:
         """For something that is the sender's to do."""
         self._since = asyncio.get_running_loop().time()
         if self.why is None:
-            self._timeout.reschedule(self._since + self._idle)
+            self._timeout.reschedule(self._since + min(self._idle, self._left))
         came = await sender
+        self._waited += self.silent
         self._since = None
         if self.why is None:
             self._timeout.reschedule(None)
@@ -225,6 +238,25 @@ class Patience:
     def silent(self) -> float:
         """Seconds for which the sender has said nothing, though it may."""
         return asyncio.get_running_loop().time() - self._since if self._since is not None else 0.0
+
+    @property
+    def _enough(self) -> bool:
+        """Whether this window has what it must have."""
+        return self._came >= self._rate * self._window
+
+    @property
+    def _left(self) -> float:
+        """Seconds that the sender has to bring what is missing of it."""
+        return math.inf if self._enough else max(self._window - self._waited, 0.0)
+
+    @property
+    def refusal(self) -> Refusal:
+        """Why it was waited no longer."""
+        if self.why:
+            return self.why
+        if self._left < self._idle:
+            return Refusal(408, f"Fewer than {self._rate} bytes a second came over {self._window:g} s.")
+        return Refusal(408, f"Nothing came for {self._idle:.0f} s.")
 
     def end(self, why: Refusal) -> None:
         """Wait no longer, whatever is being waited for."""

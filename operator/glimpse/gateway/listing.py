@@ -3,6 +3,8 @@
 Nothing is asked of the API server for it but the caller's rights, which are kept for a minute; the JSON lies ready.
 """
 
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final
 from urllib.parse import urlencode
 
@@ -10,14 +12,20 @@ from aiohttp import web
 
 from glimpse.gateway.access import Access, Caller
 from glimpse.gateway.index import SORTS, Index
-from glimpse.gateway.item import encode
+from glimpse.gateway.item import Item, encode
 from glimpse.gateway.query import CONTROLS, PAGING, Query
 from glimpse.gateway.refusals import LATER, Refusal
 from glimpse.gateway.sight import Sight, look
 
+log: Final = logging.getLogger(__name__)
+
 PATH: Final = "/v1/images"
 WEIGHT: Final = 4 << 20
 """Bytes of a page; one image may have 150 KiB."""
+SMALL: Final = 128 << 10
+"""Bytes of images in a page that is made at once; a larger one is made in pieces ..."""
+PIECE: Final = 64 << 10
+"""... of so many bytes."""
 HEADERS: Final = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
 
 
@@ -48,7 +56,7 @@ class Listing:
         """GET and HEAD of the list."""
         return [web.get(PATH, self._serve)]
 
-    async def _serve(self, request: web.Request) -> web.Response:
+    async def _serve(self, request: web.Request) -> web.StreamResponse:
         caller = await self._access.caller(request.headers.get("Authorization"), request.remote)
         query = Query.read(request.query.items(), CONTROLS | PAGING)
         seen = await sight(self._access, caller, query)
@@ -63,10 +71,49 @@ class Listing:
             pool=query.pool(seen),
             weight=WEIGHT,
         )
-        body, headers = [b'{"images":[', b",".join([each.encoded(query.fields) for each in items]), b"]"], {**HEADERS}
+        end, headers = b"]}\n", {**HEADERS, "Content-Type": "application/json"}
         if more:
             cursor = query.cursor((getattr(items[-1], SORTS[sort]), items[-1].uid))
             link = f"{PATH}?{urlencode((*query.pairs, ('cursor', cursor)), errors='replace')}"
-            body += [b',"next":', encode(link)]
+            end = b'],"next":' + encode(link) + b"}\n"
             headers["Link"] = f'<{link}>; rel="next"'
-        return web.Response(body=b"".join((*body, b"}\n")), content_type="application/json", headers=headers)
+        if sum(len(each.json) for each in items) <= SMALL:
+            return web.Response(body=b"".join(_body(items, query, end)), headers=headers)
+        return await _send(request, lambda: _body(items, query, end), headers)
+
+
+def _body(items: Sequence[Item], query: Query, end: bytes) -> Iterator[bytes]:
+    yield b'{"images":['
+    for number, each in enumerate(items):
+        yield (b"," if number else b"") + each.encoded(query.fields)
+    yield end
+
+
+async def _send(
+    request: web.Request, body: Callable[[], Iterator[bytes]], headers: dict[str, str]
+) -> web.StreamResponse:
+    """Answer in pieces, each made when the one before is taken: a slow client holds no page, whose images we have."""
+    response = web.StreamResponse(headers=headers)
+    response.content_length = sum(map(len, body()))
+    try:
+        await response.prepare(request)
+        for piece in _pieces(body()) if request.method == "GET" else ():
+            await response.write(piece)
+    except OSError as error:
+        log.info("%s has not taken a page of the list: %r", request.remote, error)
+        response.force_close()
+    return response
+
+
+def _pieces(parts: Iterable[bytes]) -> Iterator[bytearray]:
+    piece = bytearray()
+    for part in parts:
+        rest = memoryview(part)
+        while rest:
+            room = PIECE - len(piece)
+            piece += rest[:room]
+            rest = rest[room:]
+            if len(piece) == PIECE:
+                yield piece
+                piece = bytearray()
+    yield piece

@@ -193,7 +193,7 @@ class Session:
         await self._stop()
         self._found = understood(self._image.obj)
         if not self._placed:
-            await self._intake.enter()
+            await self._intake.enter(self._namespace)
             self._placed = True
         spec = self.account.spec
         said = tuple((name, value) for name, _, value in (digest.partition(":") for digest in spec.digests))
@@ -351,7 +351,7 @@ class Session:
             await self._intake.sweep(self._task)
         if self._placed:
             self._placed = False
-            self._intake.leave()
+            self._intake.leave(self._namespace)
         if self.account and not self.account.status.outcome and self._why is None:
             self.account.release()
             self.account.renew(lives=self._expiry)

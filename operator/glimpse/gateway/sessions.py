@@ -91,9 +91,10 @@ class Sessions:
             self._held = {where: each for where, each in self._held.items() if each is not session}
             session.free.set()
 
-    async def _yield(self) -> None:
-        """The one that has rested for the longest time gives its place."""
-        resting = [session for session in self._held.values() if not session.busy]
+    async def _yield(self, namespace: str | None) -> None:
+        """The one that has rested for the longest time gives its place; in this namespace, if one is named."""
+        held = [session for where, session in self._held.items() if namespace in (None, where[0])]
+        resting = [session for session in held if not session.busy]
         if resting:
             await self._let_go(min(resting, key=lambda session: session.since))
 

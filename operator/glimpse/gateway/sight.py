@@ -10,9 +10,7 @@ import asyncio
 from collections.abc import Iterable
 from typing import NamedTuple, Protocol
 
-from glimpse.gateway.access import Access, Caller
-
-_ACCOUNT = "system:serviceaccount:"
+from glimpse.gateway.access import Access, Caller, home
 
 
 class Image(Protocol):
@@ -49,13 +47,9 @@ async def look(access: Access, caller: Caller, named: Iterable[str]) -> Sight:
     """The sight of a caller who names these namespaces. Raises Refusal: 429, 503."""
     if await access.reads(caller, ""):
         return Sight(everywhere=True, namespaces=frozenset())
-    asked = sorted({*named, *_home(caller.who.user)})
+    own = home(caller.who.user)
+    asked = sorted({*named, *([own] if own else [])})
     answers = await asyncio.gather(*(access.reads(caller, namespace) for namespace in asked))
     return Sight(
         everywhere=False, namespaces=frozenset(name for name, belongs in zip(asked, answers, strict=True) if belongs)
     )
-
-
-def _home(user: str) -> Iterable[str]:
-    """The namespace of a ServiceAccount."""
-    return [user.removeprefix(_ACCOUNT).partition(":")[0]] if user.startswith(_ACCOUNT) else []

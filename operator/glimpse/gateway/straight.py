@@ -32,6 +32,11 @@ async def hand_on(request: web.Request, feed: Feed, patience: Patience, count: C
     Raises Problem: what the worker has ended with. Raises as Patience. Whatever happens, what is left of the body is
     read by nobody else but to be thrown away, and the connection ends with the answer.
     """
+
+    def counted(sent: int) -> None:
+        patience.count(sent)
+        count(sent)
+
     length, transport = request.content_length, request.transport
     if length is None or transport is None or not _plain(request, transport):
         while chunk := await patience.chunk(request):
@@ -53,7 +58,7 @@ async def hand_on(request: web.Request, feed: Feed, patience: Patience, count: C
             while left:
                 size = min(left, FRAME)
                 tap.expect(size)
-                await feed.pull(tap.fd, size, lambda: patience.wait(tap.ready()), count)
+                await feed.pull(tap.fd, size, lambda: patience.wait(tap.ready()), counted)
                 left -= size
     finally:
         if left:

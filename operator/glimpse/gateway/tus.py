@@ -4,7 +4,6 @@ Core, creation, creation-with-upload, checksum, termination and expiration. What
 the rules of an upload in one request hold here too.
 """
 
-import asyncio
 import base64
 import binascii
 import hashlib
@@ -21,10 +20,11 @@ from glimpse.gateway.account import Account
 from glimpse.gateway.grant import Grant, understood
 from glimpse.gateway.intake import Intake, Wanted, go_on, wait
 from glimpse.gateway.paths import UPLOAD, UPLOADS, image
-from glimpse.gateway.refusals import MISMATCH, Refusal, away
+from glimpse.gateway.refusals import MISMATCH, SOON, Refusal, away
 from glimpse.gateway.said import digests
 from glimpse.gateway.session import Session
 from glimpse.gateway.sessions import Sessions
+from glimpse.gateway.turns import Turns
 from glimpse.kube import ApiError
 from glimpse.problems import Problem
 from glimpse.stores import Resumable, open_store
@@ -37,7 +37,9 @@ ALGORITHMS: Final = ("sha1", "sha256", "sha512", "md5")
 CHECKED: Final = 16 << 20
 """Bytes of a part with a checksum, at most: they are kept back until it is known to be right ..."""
 CHECKING: Final = 4
-"""... for so many senders at once."""
+"""... for so many senders at once, half of them of one namespace ..."""
+TURN: Final = 10.0
+"""... who wait for so many seconds."""
 PART: Final = "application/offset+octet-stream"
 
 _NUMBER: Final = re.compile(r"[0-9]{1,18}")
@@ -53,7 +55,7 @@ class Tus:
 
     def __init__(self, intake: Intake, sessions: Sessions) -> None:
         self._intake, self._sessions = intake, sessions
-        self._checking = asyncio.Semaphore(CHECKING)
+        self._checking = Turns(CHECKING)
 
     def routes(self) -> list[web.RouteDef]:
         """Where uploads begin, and each of them."""
@@ -163,8 +165,13 @@ class Tus:
         if request.content_length is not None and request.content_length > left:
             raise _too_many(left)
         if checksum and checksum[0]:
-            async with self._checking:
+            tenant = request.match_info["namespace"]
+            if not await self._checking.wait(tenant, TURN):
+                raise Refusal(503, "Too many parts with a checksum are under way here.", retry_after=SOON)
+            try:
                 await self._checked(request, session, left, checksum)
+            finally:
+                self._checking.leave(tenant)
         else:
             async with self._intake.patience() as patience:
                 session.patience = patience

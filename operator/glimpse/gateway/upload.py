@@ -53,11 +53,11 @@ class Upload:
             followed.learn(await self._intake.read(namespace, name))
             found = understood(followed.obj)
             self._intake.refuse(request, found, wanted)
-            await self._intake.enter()
+            await self._intake.enter(namespace)
             try:
                 entry = await self._upload(request, wanted, found, followed)
             finally:
-                self._intake.leave()
+                self._intake.leave(namespace)
         path = f"/v1/namespaces/{namespace}/images/{name}/revisions/{entry.revision}?uid={found.metadata.uid}"
         answer = {
             "digest": entry.digest,
