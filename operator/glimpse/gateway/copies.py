@@ -192,7 +192,7 @@ class _File:
         position, length = span
         end = position + length
         with ExitStack() as stack:
-            outlet = await _outlet(request, response)
+            outlet = await _outlet(request)
             if outlet:
                 stack.enter_context(outlet)
             while position < end:
@@ -311,19 +311,20 @@ class _Resting:
             self._files.popitem()[1][1].close()
 
 
-async def _outlet(request: web.Request, response: web.StreamResponse) -> Outlet | None:
+async def _outlet(request: web.Request) -> Outlet | None:
     """For what goes past TLS, there is none."""
     transport = request.transport
     if transport is None:
         raise ConnectionResetError
     if transport.get_extra_info("sslcontext"):
         return None
-    low, high = transport.get_write_buffer_limits()
-    transport.set_write_buffer_limits(high=0)
-    try:
-        await response.drain()  # until nothing waits in the transport
-    finally:
-        transport.set_write_buffer_limits(high=high, low=low)
+    if transport.get_write_buffer_size():
+        low, high = transport.get_write_buffer_limits()
+        transport.set_write_buffer_limits(high=0)
+        try:
+            await request.writer.drain()  # until nothing waits in the transport
+        finally:
+            transport.set_write_buffer_limits(high=high, low=low)
     return Outlet(transport)
 
 
