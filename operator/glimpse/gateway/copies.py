@@ -192,7 +192,7 @@ class _File:
         position, length = span
         end = position + length
         with ExitStack() as stack:
-            outlet = await _outlet(request, response)
+            outlet = await _outlet(request)
             if outlet:
                 stack.enter_context(outlet)
             while position < end:
@@ -311,7 +311,7 @@ class _Resting:
             self._files.popitem()[1][1].close()
 
 
-async def _outlet(request: web.Request, response: web.StreamResponse) -> Outlet | None:
+async def _outlet(request: web.Request) -> Outlet | None:
     """For what goes past TLS, there is none."""
     transport = request.transport
     if transport is None:
@@ -321,7 +321,7 @@ async def _outlet(request: web.Request, response: web.StreamResponse) -> Outlet 
     low, high = transport.get_write_buffer_limits()
     transport.set_write_buffer_limits(high=0)
     try:
-        await response.drain()  # until nothing waits in the transport
+        await request.writer.drain()  # until nothing waits in the transport
     finally:
         transport.set_write_buffer_limits(high=high, low=low)
     return Outlet(transport)
