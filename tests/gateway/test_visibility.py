@@ -1,11 +1,13 @@
 """Images of other namespaces: who may have them, and that a refusal tells nothing of what is there."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from tests.gateway.test_events import watching
 from tests.relay import Relay, relay
 
 from glimpse.gateway.app import serve
@@ -199,7 +201,51 @@ def test_without_a_token(gateway: str, open_door: str, shelf: Shelf, namespace: 
         assert (got.status, got.body, got.headers.keys()) == (401, missing.body, missing.headers.keys())
         assert ask(open_door + image.path, token=token).status == 200
     for bad in ("", "Bearer nonsense", "Basic Og=="):  # a token that is no good is no reason to be let in as nobody
-        assert ask(open_door + public.path, headers={"Authorization": bad}).status == 401
+        for path in (public.path, "/v1/images", "/v1/images/events"):
+            assert ask(open_door + path, headers={"Authorization": bad}).status == 401
+
+
+def test_the_list_without_a_token(
+    *, gateway: str, open_door: str, shelf: Shelf, cluster: Cluster, namespace: str, token: str
+) -> None:
+    """Where it is switched on, the list and its events show who has no token just what he may download."""
+    store = shelf.store()
+    for visibility in ("private", "shared", "community", "public"):
+        shelf.image(namespace, b"bytes", store=store, name=visibility, spec={"visibility": visibility})
+    public = {"visibility": "public"}
+    hidden = shelf.image(namespace, b"bytes", store=store, name="hidden", spec=public | {"hidden": True})
+    shelf.image(namespace, b"bytes", store=store, name="off", spec=public | {"deactivated": True})
+    shelf.image(namespace, [], served=None, name="empty", spec=public)
+    seen(open_door, shelf, cluster.namespace(), token)
+
+    def names(asked: str) -> list[str]:
+        got = ask(f"{open_door}/v1/images?namespace={namespace}{asked}", headers=FRONT_PROXY)
+        assert got.status == 200
+        return [each["name"] for each in json.loads(got.body)["images"]]
+
+    for asked, wanted in (
+        ("", ["public"]),
+        ("&visibility=community&visibility=public", ["public"]),
+        ("&hidden=true&hidden=false", ["hidden", "public"]),
+        ("&deactivated=true", []),
+    ):
+        assert names(asked) == wanted, asked
+    for name in names("&hidden=true&hidden=false"):
+        assert ask(f"{open_door}/v1/namespaces/{namespace}/images/{name}").status == 200
+    assert namespace.encode() in ask(f"{open_door}/v1/images?limit=1000").body  # of all namespaces
+    assert ask(f"{open_door}/v1/images?as={namespace}").status == 401
+    assert ask(f"{gateway}/v1/images").status == 401
+    assert ask(f"{gateway}/v1/images/events").status == 401
+    with watching(open_door, "", namespace=namespace) as watcher:
+        assert watcher.synced() == ["public"]
+        change(cluster, hidden, {"hidden": False})
+        assert watcher.told() == ("ADDED", "hidden")
+        change(cluster, hidden, {"visibility": "community"})
+        assert watcher.told() == ("DELETED", "hidden")
+    document = json.loads(ask(f"{open_door}/openapi.json").body)["paths"]
+    free = {path for path, each in document.items() if {} in each.get("get", {}).get("security", ())}
+    image = "/v1/namespaces/{namespace}/images/"
+    assert free == {"/v1/images", "/v1/images/events", image + "{file}", image + "{name}/revisions/{file}"}
 
 
 class Watched(NamedTuple):
@@ -301,6 +347,54 @@ async def test_what_all_may_see_costs_nothing(watched: Watched, shelf: Shelf, cl
     for suffix in ("", ".sha256"):
         got, questions = await watched.ask(shared + suffix, member)
         assert (got.status, questions) == (200, (0, 0, 0))
+
+
+async def test_a_watch_that_is_dead(cluster: Cluster, tmp_path: Path, shelf: Shelf, namespace: str) -> None:
+    """What an owner withdraws while the watch is broken is given to nobody after GLIMPSE_SILENCE seconds.
+
+    Who has a right in the namespace gets what the API server says at that moment; all others are told to come back.
+    """
+
+    def make() -> tuple[Shown, Shown, str, str]:
+        store, public = shelf.store(), {"visibility": "public"}
+        images = [shelf.image(namespace, b"bytes", store=store, spec=public) for _ in range(2)]
+        owner, stranger = shelf.grant(namespace, "owner"), shelf.grant(cluster.namespace(), "stranger")
+        return images[0], images[1], owner, stranger
+
+    withdrawn, stopped, owner, stranger = await asyncio.to_thread(make)
+    settings = Settings(gateway_listen="127.0.0.1:0", gateway_drain=1, gateway_anonymous=True, silence=3)
+    async with relay(cluster, tmp_path) as between:
+        kube = await Kube.connect(between.kubeconfig(cluster.token_for(NAMESPACE, "glimpse-gateway")))
+        async with serve(settings, kube) as (host, port):
+
+            async def got(path: str, token: str | None) -> Answer:
+                return await asyncio.to_thread(ask, f"http://{host}:{port}{path}", token=token)
+
+            async def until(path: str, token: str | None, status: int) -> None:
+                url = f"http://{host}:{port}{path}"
+                await asyncio.to_thread(
+                    wait_until, f"{status}", lambda: ask(url, token=token).status == status, timeout=30
+                )
+
+            for who in (owner, stranger, None):
+                await until(withdrawn.path, who, 200)
+            between.flowing.clear()
+            between.cut()
+            change(cluster, withdrawn, {"visibility": "private"})
+            change(cluster, stopped, {"deactivated": True})
+            for who in (stranger, None):
+                await until(withdrawn.path, who, 503)
+                for path in (stopped.path, "/v1/images", "/v1/images/events"):
+                    answer = await got(path, who)
+                    assert (answer.status, answer.headers["Retry-After"]) == (503, "5"), path
+            assert (await got(withdrawn.path, owner)).body == b"bytes"
+            assert (await got(stopped.path, owner)).status == 403
+            missing = await got(f"/v1/namespaces/{namespace}/images/missing", stranger)
+            assert missing.body == (await got(withdrawn.path, stranger)).body
+            between.flowing.set()
+            await until(withdrawn.path, stranger, 404)
+            await until(stopped.path, stranger, 403)
+        await kube.close()
 
 
 def test_questions_to_ask_besides() -> None:

@@ -57,9 +57,11 @@ class Caller(NamedTuple):
 class Access:
     """Answers for one installation. `audience` is what a token must be made for."""
 
-    def __init__(self, kube: Kube, audience: str) -> None:
+    def __init__(self, kube: Kube, audience: str, *, anonymous: bool = False) -> None:
+        """`anonymous`: who sends no token may have public images."""
         self._kube = kube
         self._audience = audience
+        self._anonymous = anonymous
         self._callers: _Memo[Review | None] = _Memo()
         self._rights: _Memo[bool] = _Memo()
         self._belongings: _Memo[bool] = _Memo()
@@ -86,6 +88,12 @@ class Access:
                 f"The token is expired, unknown, or not made for the audience {self._audience!r}; create a new one.",
             )
         return Caller(key, who)
+
+    async def visitor(self, authorization: str | None, remote: str | None) -> Caller | None:
+        """The same; None for one who sends no such header, where public images need none."""
+        if authorization is None and self._anonymous:
+            return None
+        return await self.caller(authorization, remote)
 
     def unknown(self) -> Refusal:
         """What a caller without a token is told."""

@@ -99,10 +99,10 @@ async def serve(settings: Settings, kube: Kube) -> AsyncIterator[tuple[str, int]
     catalog = Catalog(kube, settings.namespace, silence=settings.silence)
     meters.images.set_function(lambda: len(catalog))
     app = web.Application(middlewares=[_answering(meters)])
-    access = Access(kube, settings.audience)
+    access = Access(kube, settings.audience, anonymous=settings.gateway_anonymous)
     keys = Keys(kube, settings.namespace, silence=settings.silence)
     links = Links(keys, settings.gateway_url, settings.links.maximum)
-    admission = Admission(catalog, access, links, anonymous=settings.gateway_anonymous)
+    admission = Admission(catalog, access, links)
     redirects = Redirects(catalog.places, threads, meters, settings.gateway_redirect, base=settings.gateway_url)
     bandwidth = Bandwidth(settings.gateway_bandwidth, settings.gateway_client_bandwidth)
     sending = Sending(catalog, access, threads, meters, bandwidth)
@@ -118,7 +118,7 @@ async def serve(settings: Settings, kube: Kube) -> AsyncIterator[tuple[str, int]
             *Listing(catalog.index, access).routes(),
             *events.routes(),
             *_probes(catalog, meters),
-            *openapi.routes(app, settings.gateway_url),
+            *openapi.routes(app, settings.gateway_url, anonymous=settings.gateway_anonymous),
         ]
     )
     app.on_shutdown.extend((sessions.close, events.close))
