@@ -250,6 +250,8 @@ class Settings(BaseSettings):
     """Seconds between two writes of a transfer's progress to status, at least."""
     secret_interval: float = Field(default=60.0, gt=0)
     """Seconds between two looks at a Secret that an Image waits for."""
+    reader_grace: float = Field(default=86400.0, ge=0)
+    """Seconds beyond `revisions.grace` that a revision stays for those who are reading it, at most."""
     sweep_interval: float = Field(default=3600.0, gt=0)
     """Seconds between two sweeps of a store."""
     sweep_age: float = Field(default=3600.0, ge=0)

@@ -7,12 +7,14 @@ from typing import Any
 
 import pytest
 from pydantic import SecretStr
-from tests.operator.support import Tenant, content, digest, holds
+from tests.gateway.test_copies import begun, rest
+from tests.operator.support import REQUESTED_AT, Tenant, content, digest, holds
 
+from glimpse.readers import KEYS
 from glimpse.stores import open_store
 from glimpse.tasks import StoreRef
 from glimpse.testing.faults import Reply
-from servers import Server
+from servers import Server, wait_until
 from servers.kube import NAMESPACE
 from servers.require import require
 from servers.stores import SERVERS, TYPES, new, place
@@ -64,15 +66,49 @@ def opened(tenant: Tenant, name: str) -> StoreRef:
     )
 
 
+@pytest.mark.parametrize("kind", SERVERS)
+def test_what_is_read_stays(tenant: Tenant, servers: dict[str, Server[Any]], kind: str) -> None:
+    """A slow reader of a revision that is replaced, without grace, gets all of it; then it goes from the store."""
+    store = made(tenant, servers, kind)
+    one, two = content(1, SIZE), content(2)
+    url = tenant.serve("a", Reply(one, ranges=True, headers={"ETag": '"1"'}))
+    revisions = {"keep": 1, "grace": "0s"}
+    uid = tenant.image("a", url, stores=[store], revisions=revisions, refresh={"interval": "6h"})["metadata"]["uid"]
+    tenant.ready("a")
+    tenant.download(tenant.link("a") + ".sha256")
+    gateway, _, path = tenant.link("a").partition("/v1/")
+    with begun(gateway, f"/v1/{path}", tenant.token) as reader:
+        wait_until("the lease", lambda: f"{uid}-1" in named(tenant), timeout=60)
+        tenant.serve("a", Reply(two, headers={"ETag": '"2"'}))
+        tenant.annotate("a", REQUESTED_AT, "now")
+        tenant.wait("a", lambda o: bool(o["status"].get("artifact", {}).get("revision") == 2))
+        tenant.download(tenant.link("a"), body=two)
+        status = tenant.read("a")["status"]
+        assert [each["revision"] for each in status["history"]] == [2, 1]
+        assert status["removals"][0]["revision"] == 1
+        assert rest(reader) == one
+    tenant.wait("a", lambda o: len(o["status"]["history"]) == 1)
+    assert [entry.key for entry in open_store(opened(tenant, store)).list()] == [f"{uid}-2"]
+
+
+def named(tenant: Tenant) -> set[str]:
+    """The revisions that a gateway says it reads."""
+    path = f"/apis/coordination.k8s.io/v1/namespaces/{NAMESPACE}/leases"
+    leases = tenant.cluster.request("GET", path)["items"]
+    return {key for each in leases for key in each["metadata"].get("annotations", {}).get(KEYS, "").split()}
+
+
+def made(tenant: Tenant, servers: dict[str, Server[Any]], kind: str) -> str:
+    """A store of this kind, ready; its name."""
+    name = f"{kind}-{tenant.namespace.removeprefix('test-')}"
+    tenant.cluster.apply(*place(kind, name, servers[SERVERS[kind][-1]]).manifests(name))
+    tenant.wait(name, lambda o: holds(o, "Ready"), kind="ImageStore")
+    return name
+
+
 def test_one_pass_fills_them_all(tenant: Tenant, servers: dict[str, Server[Any]]) -> None:
     """The source is read once; each store has its condition and the right bytes, and is empty after the delete."""
-    names = [tenant.store()]
-    for kind, needs in SERVERS.items():
-        name = f"{kind}-{tenant.namespace.removeprefix('test-')}"
-        tenant.cluster.apply(*place(kind, name, servers[needs[-1]]).manifests(name))
-        names.append(name)
-    for name in names:
-        tenant.wait(name, lambda o: holds(o, "Ready"), kind="ImageStore")
+    names = [tenant.store(), *(made(tenant, servers, kind) for kind in SERVERS)]
     data = content(7, SIZE)
     tenant.image("a", tenant.serve("a", Reply(data, ranges=True, headers={"ETag": '"1"'})), stores=names)
     status = tenant.ready("a")

@@ -34,6 +34,7 @@ from glimpse.gateway.linking import Linking
 from glimpse.gateway.links import Links
 from glimpse.gateway.listing import Listing
 from glimpse.gateway.meters import Meters
+from glimpse.gateway.reading import Reading
 from glimpse.gateway.redirect import Redirects
 from glimpse.gateway.refusals import Refusal, refuse
 from glimpse.gateway.sending import Sending
@@ -105,13 +106,14 @@ async def serve(settings: Settings, kube: Kube) -> AsyncIterator[tuple[str, int]
     admission = Admission(catalog, access, links)
     redirects = Redirects(catalog.places, threads, meters, settings.gateway_redirect, base=settings.gateway_url)
     bandwidth = Bandwidth(settings.gateway_bandwidth, settings.gateway_client_bandwidth)
+    reading = Reading(kube, settings.namespace)
     sending = Sending(catalog, access, threads, meters, bandwidth)
     intake = Intake(settings, kube, catalog, access, admission)
     sessions = Sessions(intake)
     events = Events(catalog.index, access, meters, settings.gateway_idle)
     app.add_routes(
         [
-            *Downloads(catalog, admission, redirects, sending).routes(),
+            *Downloads(catalog, admission, redirects, sending, reading).routes(),
             *Upload(intake).routes(),
             *Tus(intake, sessions).routes(),
             *Linking(admission, links, patience=settings.gateway_idle).routes(),
@@ -137,7 +139,10 @@ async def serve(settings: Settings, kube: Kube) -> AsyncIterator[tuple[str, int]
         certificate=certificate,
     )
     door.open()
-    helpers = [asyncio.create_task(_reap(runner.server, settings.gateway_idle), name="reaper")]
+    helpers = [
+        asyncio.create_task(_reap(runner.server, settings.gateway_idle), name="reaper"),
+        asyncio.create_task(reading.follow(), name="reading"),
+    ]
     if certificate:
         helpers.append(asyncio.create_task(certificate.follow(), name="certificate"))
     catalog.start()
