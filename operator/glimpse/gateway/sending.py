@@ -51,7 +51,8 @@ class Sending:
                     break
                 store = _told(found, entry, revision)
                 try:
-                    async with self._threads.open(store, wanted, rest.span) as copy:
+                    first = None if request.method == "HEAD" else rest.span
+                    async with self._threads.open(store, wanted, first) as copy:
                         if not response.prepared:
                             await response.prepare(request)
                         if request.method == "HEAD":
