@@ -254,10 +254,11 @@ class Watched(NamedTuple):
     url: str
     between: Relay
 
-    async def ask(self, path: str, token: str) -> tuple[Answer, tuple[int, int, int]]:
+    async def ask(self, path: str, token: str, method: str = "GET") -> tuple[Answer, tuple[int, int, int]]:
         """The answer, and how many tokens and rights were asked for, and all else."""
         self.between.requests.clear()
-        got = await asyncio.to_thread(ask, self.url + path, token=token)
+        headers = {"Tus-Resumable": "1.0.0", "Upload-Length": "5"} if path.endswith("/uploads") else {}
+        got = await asyncio.to_thread(ask, self.url + path, token=token, method=method, headers=headers)
         asked = [path for method, path in self.between.requests if method not in ("WATCH", "STREAM")]
         tokens, rights = asked.count(TOKEN_REVIEW.path()), asked.count(ACCESS_REVIEW.path())
         return got, (tokens, rights, len(asked) - tokens - rights)
@@ -273,11 +274,15 @@ async def watched(cluster: Cluster, tmp_path: Path) -> AsyncIterator[Watched]:
         await kube.close()
 
 
-async def test_a_refusal_costs_the_same(watched: Watched, shelf: Shelf, cluster: Cluster, namespace: str) -> None:
+@pytest.mark.parametrize("way", ["GET", "GET .sha256", "PUT", "POST /links", "POST /uploads"])
+async def test_a_refusal_costs_the_same(
+    watched: Watched, shelf: Shelf, cluster: Cluster, namespace: str, way: str
+) -> None:
     """Whatever is behind a name that one may not see, it is refused in the same words after the same questions.
 
     That holds for who comes for the first time, for who comes again, and in every order.
     """
+    method, _, suffix = way.partition(" ")
 
     def make() -> list[str]:
         store = shelf.store()
@@ -310,11 +315,11 @@ async def test_a_refusal_costs_the_same(watched: Watched, shelf: Shelf, cluster:
     words, first, again = set(), set(), set()
     for number, path in enumerate(paths):
         token = await asyncio.to_thread(shelf.grant, cluster.namespace(), f"stranger-{number}")
-        got, questions = await watched.ask(path, token)
+        got, questions = await watched.ask(path + suffix, token, method)
         assert got.status == 404
         words.add(got.body)
         first.add(questions)
-        again.add((await watched.ask(path, token))[1])
+        again.add((await watched.ask(path + suffix, token, method))[1])
     assert len(words) == 1
     ((tokens, rights, others),) = first
     assert (tokens, others) == (1, 0)
@@ -322,9 +327,40 @@ async def test_a_refusal_costs_the_same(watched: Watched, shelf: Shelf, cluster:
     assert again == {(0, 0, 0)}
     # one who goes through all of them: what was asked for one name is not known for the next
     token = await asyncio.to_thread(shelf.grant, cluster.namespace(), "one")
-    await watched.ask(f"/v1/namespaces/{namespace}/images/first", token)
-    costs = {(await watched.ask(path, token))[1] for path in paths if f"/{namespace}/" in path}
-    assert costs == {(0, rights - 1, 0)}
+    await watched.ask(f"/v1/namespaces/{namespace}/images/first{suffix}", token, method)
+    costs = {(await watched.ask(path + suffix, token, method))[1] for path in paths if f"/{namespace}/" in path}
+    assert costs == {(0, rights - (2 if method == "PUT" or suffix == "/uploads" else 1), 0)}
+
+
+async def test_an_edit_shows_in_no_refusal(watched: Watched, shelf: Shelf, cluster: Cluster, namespace: str) -> None:
+    """When the members of an image change, the next refusal of any name costs what that one's does."""
+
+    def make() -> tuple[Shown, str, str]:
+        shared = {"visibility": "shared", "members": ["a"]}
+        edited, other = (shelf.image(namespace, b"bytes", store=shelf.store(), spec=shared) for _ in range(2))
+        widest = shared | {"members": [f"z{number}" for number in range(8)]}
+        shelf.image(namespace, b"bytes", store=shelf.store(), spec=widest)
+        seen(watched.url, shelf, namespace, shelf.grant(namespace, "reader"))
+        return edited, other.path, shelf.grant(cluster.namespace(), "stranger")
+
+    edited, other, stranger = await asyncio.to_thread(make)
+    paths = (edited.path, other, f"/v1/namespaces/{namespace}/images/missing")
+
+    async def costs() -> set[int]:
+        found = set()
+        for path in paths:
+            got, (_, rights, others) = await watched.ask(path, stranger)
+            assert (got.status, others) == (404, 0)
+            found.add(rights)
+        return found
+
+    await costs()
+    change(cluster, edited, {"members": ["b"]})
+    await asyncio.to_thread(
+        seen, watched.url, shelf, namespace, await asyncio.to_thread(shelf.grant, namespace, "reader")
+    )
+    (after,) = await costs()
+    assert after >= 1
 
 
 async def test_what_all_may_see_costs_nothing(watched: Watched, shelf: Shelf, cluster: Cluster, namespace: str) -> None:

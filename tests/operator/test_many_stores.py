@@ -83,6 +83,9 @@ def test_what_is_read_stays(tenant: Tenant, servers: dict[str, Server[Any]], kin
         tenant.annotate("a", REQUESTED_AT, "now")
         tenant.wait("a", lambda o: bool(o["status"].get("artifact", {}).get("revision") == 2))
         tenant.download(tenant.link("a"), body=two)
+        asked = len(tenant.web.requests)
+        tenant.annotate("a", REQUESTED_AT, "again")
+        wait_until("another look", lambda: len(tenant.web.requests) > asked, timeout=60)  # after any removal
         status = tenant.read("a")["status"]
         assert [each["revision"] for each in status["history"]] == [2, 1]
         assert status["removals"][0]["revision"] == 1

@@ -112,12 +112,18 @@ class Access:
         return False
 
     async def belongs(
-        self, caller: Caller, image: tuple[str, str], members: tuple[str, ...], others: tuple[str, ...]
+        self,
+        caller: Caller,
+        image: tuple[str, str],
+        members: tuple[str, ...],
+        others: tuple[str, ...],
+        version: int,
     ) -> bool:
         """Whether the caller belongs to one of an image's member namespaces. Raises Refusal: 429 and 503 as above.
 
         `others` are asked about besides, to make the questions as many as those about another image. For the same
         reason answers are kept for the image and not for each namespace: else the time would tell who its members are.
+        They are kept until members change anywhere, which is when `version` does: else it would tell that these did.
         """
         if not members and not others:
             return False
@@ -130,7 +136,7 @@ class Access:
             answers = await asyncio.gather(*(review(namespace) for namespace in (*members, *others)))
             return any(answers[: len(members)])
 
-        return await self._belongings.answer((caller.key, image, members, others), ask, caller.who.user)
+        return await self._belongings.answer((caller.key, image, version), ask, caller.who.user)
 
     async def administers(self, caller: Caller, namespace: str, name: str) -> bool:
         """Whether the caller may have this image though it is deactivated. Raises Refusal: 429 and 503 as above."""

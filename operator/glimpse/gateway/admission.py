@@ -64,8 +64,8 @@ class Admission:
         if await self._access.allowed(caller, "get", namespace, name):
             return self._catalog.known(namespace, name), True
         known = self._catalog.known(namespace, name)
-        members = known.members if known else ()
-        if await self._access.belongs(caller, (namespace, name), members, self._catalog.sharing.others(members)):
+        members, sharing = known.members if known else (), self._catalog.sharing
+        if await self._access.belongs(caller, (namespace, name), members, sharing.others(members), sharing.version):
             return known, False
         raise Refusal(404, NOT_FOUND) if self._catalog.complete else incomplete()
 

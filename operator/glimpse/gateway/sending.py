@@ -26,6 +26,10 @@ from glimpse.stores import Store
 log: Final = logging.getLogger(__name__)
 
 
+BODY: Final = web.RequestKey("body", Rest)
+"""Under which a request holds what is still to be sent, for who wants to know what has become of it."""
+
+
 class Sending:
     """Sends bodies."""
 
@@ -45,6 +49,7 @@ class Sending:
         """
         wanted = Wanted(entry.key(revision), revision.size, revision.digest)
         rest, pace = Rest(content.pieces), await self._pace(request)
+        request[BODY] = rest
         async with aclosing(self._catalog.places.copies(revision.stores)) as copies:
             async for found in copies:
                 if not rest:
