@@ -17,6 +17,7 @@ from botocore.config import Config
 from tests.gateway.signing import drop, known, link, made, put
 
 from servers import Missing, wait_until
+from servers.cdi import Importer
 from servers.ceph import Ceph
 from servers.glimpse import Glimpse
 from servers.kube import Cluster
@@ -201,6 +202,30 @@ def test_a_client_that_follows(scene: Scene, tmp_path: Path) -> None:
     ]
     done = subprocess.run([*curl, url], check=True, timeout=60, capture_output=True)
     assert (done.stdout, out.read_bytes()) == (b"1", DATA)
+
+
+def test_an_importer_that_sends_all_headers_on(scene: Scene, tmp_path: Path) -> None:
+    """KubeVirt's CDI is led on without a token; the token that it sends, by whatever header, reaches no other server.
+
+    What else it was told to send it sends to the store's server too.
+    """
+    far, authority = scene.servers["radosgw"], tmp_path / "certificates"
+    assert far.ca
+    authority.mkdir()
+    (authority / "tls.crt").write_bytes(far.ca.read_bytes())
+    image = scene.image(DATA, store=scene.store("radosgw"))
+    assert scene.get(image).status == 307
+    url, server = f"{scene.url}{image.revision()}&redirect=true", urlsplit(far.public).netloc
+    led = Importer(tmp_path / "led", url, len(DATA) + 512, certificates=authority, extra=("X-Extra: word",))
+    assert led.run(restarts=0).disk.read_bytes()[: len(DATA)] == DATA
+    assert [headers["X-Extra"] for asked, headers in led.asked if asked == server] == ["word"] * 2
+    for name, said in (
+        ("basic", {"secret": {"accessKeyId": "token", "secretKey": scene.token}}),
+        ("bearer", {"extra": (f"Authorization: Bearer {scene.token}",)}),
+    ):
+        kept = Importer(tmp_path / name, url, len(DATA) + 512, certificates=authority, **said)
+        assert kept.run(restarts=0).disk.read_bytes()[: len(DATA)] == DATA
+        assert {asked for asked, _ in kept.asked} == {urlsplit(scene.url).netloc}
 
 
 def test_streamed(scene: Scene) -> None:
