@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 from tests.gateway.test_copies import begun, rest
+from tests.gateway.test_meters import count
 from tests.operator.support import REQUESTED_AT, Tenant, content, digest, holds
 
 from glimpse.readers import KEYS
@@ -17,6 +18,7 @@ from glimpse.testing.faults import Reply
 from servers import Server, wait_until
 from servers.kube import NAMESPACE
 from servers.require import require
+from servers.shelf import Answer, ask
 from servers.stores import SERVERS, TYPES, new, place
 from servers.tools import Missing
 
@@ -109,6 +111,49 @@ def made(tenant: Tenant, servers: dict[str, Server[Any]], kind: str) -> str:
     return name
 
 
+def in_parts(tenant: Tenant, store: str, data: bytes) -> None:
+    """Make the gateway read from this store, and see that each sort of range is right, and that HEAD reads nothing."""
+    gateway, path = tenant.glimpse.installation.gateway_url, tenant.cluster.path(tenant.ref(store, "ImageStore"))
+
+    def weigh(weight: int) -> None:
+        body = {"spec": {"weight": weight}}
+        tenant.cluster.request("PATCH", path, body, content_type="application/merge-patch+json")
+
+    def ranged(said: str, method: str = "GET") -> Answer:
+        return ask(tenant.link("a"), token=tenant.token, headers={"Range": f"bytes={said}"}, method=method)
+
+    def given() -> float:
+        return count(gateway, "sent_bytes_total", store=store)
+
+    def chosen() -> bool:
+        before = given()
+        return ranged("0-0").body == data[:1] and given() == before + 1
+
+    weigh(1000)
+    wait_until(f"{store} to be read", chosen, timeout=60)
+    before, size = given(), len(data)
+    middle = (8 << 20) - 3  # over the edge of what stores keep apart
+    for said, part in (
+        ("0-4", data[:5]),
+        (f"{middle}-{middle + 9}", data[middle : middle + 10]),
+        (f"{size - 3}-", data[-3:]),
+        ("-7", data[-7:]),
+        (f"{size - 1}-{size + 10}", data[-1:]),
+    ):
+        got = ranged(said)
+        assert (got.status, got.body) == (206, part), (store, said)
+    got = ranged(f"5-9,{middle}-{middle + 9},-4")
+    assert got.status == 206
+    boundary = got.headers["Content-Type"].partition("boundary=")[2].encode()
+    several = [part.partition(b"\r\n\r\n")[2][:-2] for part in got.body.split(b"--" + boundary)[1:-1]]
+    assert several == [data[5:10], data[middle : middle + 10], data[-4:]], store
+    assert ranged(f"{size}-").status == 416
+    assert given() == before + 5 + 10 + 3 + 7 + 1 + 19, f"all of it came from {store}"
+    head = ranged("0-4", "HEAD")
+    assert (head.status, head.body, head.headers["Content-Length"]) == (200, b"", str(size))
+    weigh(100)
+
+
 def test_one_pass_fills_them_all(tenant: Tenant, servers: dict[str, Server[Any]]) -> None:
     """The source is read once; each store has its condition and the right bytes, and is empty after the delete."""
     names = [tenant.store(), *(made(tenant, servers, kind) for kind in SERVERS)]
@@ -130,6 +175,8 @@ def test_one_pass_fills_them_all(tenant: Tenant, servers: dict[str, Server[Any]]
         with store.get(key, SIZE - 1000, 500) as reader:
             assert b"".join(iter(reader.read, b"")) == data[-1000:-500], name
     tenant.download(tenant.link("a"), body=data)
+    for name in names:
+        in_parts(tenant, name, data)
     tenant.delete("a")
     assert {name: [entry.key for entry in store.list()] for name, store in stores.items()} == {
         name: [] for name in names
