@@ -1,6 +1,6 @@
 # Two commands do it: `make demo` and `make test`. `make help` lists the rest.
 .DEFAULT_GOAL := help
-.PHONY: help setup programs demo test lint crds bench gateway kills breaks up down status clean
+.PHONY: help setup programs demo test lint crds bench gateway catalogue kills breaks up down status clean
 SHELL := /bin/bash
 export PYTHONPATH := e2e
 PYTHON := .venv/bin/python
@@ -37,9 +37,12 @@ crds: .venv/.ready ## Write crds/ anew from the models
 	@$(STEP) "CRDs" $(PYTHON) e2e/crds.py
 
 bench: programs ## Measure against curl, aria2c, nginx and others; STORES=all or s3,rbd,…: the stores; writes the table
-	@$(STEP) "bench" $(PYTHON) $(if $(filter gateway,$(MAKECMDGOALS)),bench/gateway.py,$(if $(STORES),bench/stores.py $(STORES),bench/bench.py)) $(ARGS)
+	@$(STEP) "bench" $(PYTHON) $(if $(filter gateway,$(MAKECMDGOALS)),bench/gateway.py,$(if $(filter catalogue,$(MAKECMDGOALS)),bench/catalogue.py,$(if $(STORES),bench/stores.py $(STORES),bench/bench.py))) $(ARGS)
 
 gateway: bench ## As in `make bench gateway`: measure the gateway alone against nginx; writes its table
+	@:
+
+catalogue: bench ## As in `make bench catalogue`: measure the list of images; writes its table
 	@:
 
 kills: programs ## kill -9 at random moments while images are imported; RUNS=30, SEED=… repeats one

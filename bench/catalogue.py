@@ -1,11 +1,11 @@
-"""How fast the gateway lists images, how much memory that takes, and how soon watchers know.
+"""How fast the gateway lists images, how much memory that takes, and how soon watchers know; into docs/catalogue.md.
 
-    PYTHONPATH=e2e .venv/bin/python bench/catalogue.py [IMAGES [ROUNDS]]
-
-The real gateway over a real API server with so many images in two hundred namespaces, asked over one connection that
-is kept open; the time is that of the client. Nothing is warmed but the order and the caller's rights.
+`make bench catalogue`. The real gateway over a real API server with so many images in two hundred namespaces, asked
+over one connection that is kept open; the time is that of the client. Nothing is warmed but the order and the caller's
+rights.
 """
 
+import argparse
 import hashlib
 import http.client
 import json
@@ -16,12 +16,13 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
 
+from servers import ROOT
 from servers.glimpse import Glimpse
 from servers.kube import Cluster, Kube
 from servers.shelf import Content, Shelf
@@ -30,6 +31,9 @@ NAMESPACES: Final = 200
 WATCHERS: Final = 100
 GOAL: Final = 5.0
 """Milliseconds for a page of 100, p50."""
+PAGE: Final = ROOT / "docs" / "catalogue.md"
+HEADING: Final = "## How fast"
+Row = tuple[str, str, str, str, str]
 
 
 def fill(cluster: Cluster, shelf: Shelf, images: int) -> list[str]:
@@ -103,17 +107,22 @@ def spent(glimpse: Glimpse) -> float:
     return (int(fields[11]) + int(fields[12])) * 1000 / os.sysconf("SC_CLK_TCK")
 
 
-def tell(glimpse: Glimpse, name: str, client: Client, query: str, rounds: int) -> None:
-    """Print one row."""
+def tell(glimpse: Glimpse, name: str, client: Client, query: str, rounds: int, *, goal: float | None) -> Row:
+    """One row, printed; `goal`: milliseconds, p50."""
     before = spent(glimpse)
     times = timed(lambda: client.get(query), rounds)
     cpu = (spent(glimpse) - before) / (rounds + 1)
     page, size = client.page(query), len(client.get(query))
-    print(
-        f"{name:<52} p50 {statistics.median(times):6.2f} ms  p99 {times[int(len(times) * 0.99)]:6.2f} ms"
-        f"  CPU {cpu:5.2f} ms"
-        f"  {len(page['images']):4} images  {size >> 10:4} KiB"
+    aim = f"; goal ≤ {goal:.0f} ms" if goal else ""
+    row = (
+        name,
+        f"{len(page['images'])} images, {size >> 10} KiB",
+        f"{statistics.median(times):.1f} ms{aim}",
+        f"{times[int(len(times) * 0.99)]:.1f} ms",
+        f"{cpu:.1f} ms",
     )
+    print(" | ".join(row), flush=True)
+    return row
 
 
 def watch(url: str, token: str, ready: threading.Barrier, heard: list[float]) -> None:
@@ -133,7 +142,7 @@ def watch(url: str, token: str, ready: threading.Barrier, heard: list[float]) ->
     connection.close()
 
 
-def watchers(cluster: Cluster, glimpse: Glimpse, namespace: str) -> None:
+def watchers(cluster: Cluster, glimpse: Glimpse, namespace: str) -> str:
     """Many watchers, and how soon they hear of one new image."""
     url, heard, before = glimpse.installation.gateway_url, list[float](), glimpse.rss()["gateway"]
     ready = threading.Barrier(WATCHERS + 1)
@@ -158,12 +167,12 @@ def watchers(cluster: Cluster, glimpse: Glimpse, namespace: str) -> None:
     )
     ready.wait()
     last = (max(heard) - began) * 1000
-    print(
-        f"{WATCHERS} watchers of one tag are told what is there in {told:.1f} s;"
-        f" {memory / WATCHERS / 1024:.0f} KiB of RSS each; the last hears of a new image {last:.0f} ms after its making"
-    )
     for thread in threads:
         thread.join()
+    return (
+        f"{WATCHERS} watchers of one tag were told what is there in {told:.1f} s and took"
+        f" {memory / WATCHERS / 1024:.0f} KiB each; the last heard of a new image {last:.0f} ms after its making."
+    )
 
 
 def administrator(cluster: Cluster, namespace: str, name: str) -> str:
@@ -183,8 +192,26 @@ def administrator(cluster: Cluster, namespace: str, name: str) -> str:
     return cluster.token_for(namespace, name, audience="glimpse")
 
 
-def main(images: int, rounds: int) -> None:
-    """All of it."""
+def page(old: str, images: int, rows: Sequence[Row], notes: Sequence[str]) -> str:
+    """The page with this table, in place of the one before."""
+    lines = [
+        HEADING,
+        "",
+        f"Written by `make bench catalogue`, {time.strftime('%Y-%m-%d')}, on {os.cpu_count()} cores:",
+        f"{images:,} images in two hundred namespaces, each with a title, three tags and six properties.",
+        "They are asked for over one connection that is kept open.",
+        "",
+        "| question | answer | p50 | p99 | CPU time of the gateway |",
+        "|---|---|---|---|---|",
+        *(f"| {' | '.join(row)} |" for row in rows),
+        "",
+        *notes,
+    ]
+    return f"{old.partition(HEADING)[0].rstrip()}\n\n" + "\n".join(lines) + "\n"
+
+
+def measure(images: int, rounds: int) -> tuple[list[Row], list[str]]:
+    """All of it: the table, and what else is to be said."""
     with tempfile.TemporaryDirectory() as name, Kube(Path(name) / "kube") as cluster:
         cluster.install()
         shelf = Shelf(cluster, Path(name) / "stores")
@@ -202,9 +229,9 @@ def main(images: int, rounds: int) -> None:
             glimpse.launch("gateway")
             glimpse.await_ready("gateway", 300)
             listed = glimpse.rss()["gateway"]
-            print(
-                f"memory (RSS): {empty >> 20} MiB empty, {fed >> 20} MiB after the watch,"
-                f" {listed >> 20} MiB after a restart ({time.perf_counter() - began:.1f} s)"
+            memory = (
+                f"Memory (RSS) of the gateway: {empty >> 20} MiB without images, {fed >> 20} MiB when the watch had"
+                f" told of them, {listed >> 20} MiB after a restart, which took {time.perf_counter() - began:.1f} s"
             )
             url = glimpse.installation.gateway_url
             admin = Client(url, administrator(cluster, namespaces[0], "admin"))
@@ -213,22 +240,44 @@ def main(images: int, rounds: int) -> None:
             for _ in range(images // 2000 - 1):
                 page = admin.page(page["next"])
             cursor = page["next"].rpartition("cursor=")[2]
-            tell(glimpse, "a page of 100", admin, "limit=100", rounds)
-            tell(
-                glimpse, "the same in the middle, by size, largest first", admin, f"sort=-size&cursor={cursor}", rounds
-            )
-            tell(glimpse, "one tenant among two hundred", tenant, "limit=100", rounds)
-            tell(glimpse, "one tag, one property", admin, "tag=lts&property=os_distro%3Ddebian", rounds)
-            tell(glimpse, "a word in the title, newest first", admin, "title=*fedora*&sort=-creationTimestamp", rounds)
-            tell(glimpse, "what no image has: all are looked at", admin, "property=os_distro%3Dsuse", rounds)
-            tell(glimpse, "a page of 100, name and size alone", admin, "fields=name,size", rounds)
-            tell(glimpse, "a page of 1000", admin, "limit=1000", max(rounds // 10, 10))
-            print(f"memory (RSS) after all this: {glimpse.rss()['gateway'] >> 20} MiB")
-            watchers(cluster, glimpse, namespaces[0])
+            asked: list[tuple[str, Client, str, int, float | None]] = [
+                ("a page of 100", admin, "limit=100", rounds, GOAL),
+                ("the same in the middle, largest first", admin, f"sort=-size&cursor={cursor}", rounds, GOAL),
+                ("one tenant among two hundred", tenant, "limit=100", rounds, GOAL),
+                ("one tag and one property", admin, "tag=lts&property=os_distro%3Ddebian", rounds, GOAL),
+                (
+                    "a word in the title, newest first",
+                    admin,
+                    "title=*fedora*&sort=-creationTimestamp",
+                    rounds,
+                    GOAL,
+                ),
+                ("a page of 100, `fields=name,size`", admin, "fields=name,size", rounds, GOAL),
+                ("a page of 1000", admin, "limit=1000", max(rounds // 10, 10), None),
+                ("a property that no image has: all are looked at", admin, "property=os_distro%3Dsuse", rounds, None),
+            ]
+            rows = [tell(glimpse, name, who, query, times, goal=goal) for name, who, query, times, goal in asked]
+            memory += f", and {glimpse.rss()['gateway'] >> 20} MiB after all these questions."
+            notes = [memory, watchers(cluster, glimpse, namespaces[0])]
+            print("\n".join(notes))
+            return rows, notes
         finally:
             glimpse.stop()
             shelf.close()
 
 
+def main() -> int:
+    """Measure and write."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--images", type=int, default=10_000, help="how many there are")
+    parser.add_argument("--rounds", type=int, default=500, help="how often each question is asked")
+    parser.add_argument("--dry", action="store_true", help="print only, write no page")
+    arguments = parser.parse_args()
+    rows, notes = measure(arguments.images, arguments.rounds)
+    if not arguments.dry:
+        PAGE.write_text(page(PAGE.read_text(), arguments.images, rows, notes))
+    return 0
+
+
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 10_000, int(sys.argv[2]) if len(sys.argv) > 2 else 500)
+    sys.exit(main())

@@ -1,7 +1,7 @@
 """A stand-in for the importer of KubeVirt's CDI: what its pods do with `source.http`, request by request.
 
 The requests have its order and its headers, an answer that it would refuse is refused, and what it does with nbdkit and
-qemu-img is done with them. Compressed bodies are beyond it, and it restarts at once where Kubernetes would wait.
+qemu-img is done with them. An archive (tar) is beyond it, and it restarts at once where Kubernetes would wait.
 """
 
 import base64
@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import urlsplit
+from urllib.parse import urljoin, urlsplit
 
 from servers.tools import tool
 
@@ -35,7 +35,10 @@ MAGIC: Final = {
     "vhd": (0, b"conectix"),
     "tar": (0x101, b"ustar"),
 }
-COMPRESSED: Final = ("gz", "xz", "zst", "tar")
+COMPRESSED: Final = {"gz": ("gzip", "gzip"), "xz": ("xz", "xz-utils"), "zst": ("zstd", "zstd")}
+"""Programs that unpack it, with their packages."""
+LED: Final = frozenset({301, 302, 303, 307, 308})
+"""Statuses that it follows, however often."""
 
 
 class ImportFailedError(Exception):
@@ -75,6 +78,8 @@ class Importer:
     """As `sha256:…`, of the bytes as they are served."""
     scratch: bool = False
     """Whether the first pod has scratch space already."""
+    asked: list[tuple[str, Mapping[str, str]]] = field(default_factory=list)
+    """The servers that were asked, each time with these headers."""
 
     def run(self, restarts: int = 3) -> Imported:
         """All of it: a pod that finds that it needs scratch space, and one that has it. Raises ImportFailedError.
@@ -108,14 +113,17 @@ class Importer:
             length = length or int(answer.headers.get("Content-Length", 0))
             head = _read(answer, HEAD)
             disk_format = sniff(head)
-            if disk_format in COMPRESSED:
-                raise ImportFailedError(f"{disk_format} is beyond this stand-in")
+            if disk_format == "tar":
+                raise ImportFailedError("an archive is beyond this stand-in")
+            ranges = ranges and disk_format not in COMPRESSED  # of what is unpacked nobody can look at a part
             if ranges:
                 self._fits(self._virtual_size(disk_format))
             if not scratch:
                 return None
             path = self.folder / "tmpimage"
             self._store(path, head, answer)
+        if disk_format in COMPRESSED:
+            disk_format = _unpack(path, disk_format)
         qemu = tool("qemu-img", "qemu-utils")
         said = json.loads(_run(qemu, "info", "--output=json", str(path)))
         if said["format"] != disk_format or "backing-filename" in said:
@@ -134,8 +142,18 @@ class Importer:
 
     @contextlib.contextmanager
     def _ask(self, method: str, headers: Mapping[str, str]) -> Iterator[http.client.HTTPResponse]:
-        """A request as Go's client writes it. Leaving hangs up."""
-        parts = urlsplit(self.url)
+        """A request as Go's client writes it; where it is led to, all headers go along. Leaving hangs up."""
+        url = self.url
+        while True:
+            with self._once(method, url, headers) as answer:
+                if answer.status not in LED:
+                    yield answer
+                    return
+                url = urljoin(url, answer.headers["Location"])
+
+    @contextlib.contextmanager
+    def _once(self, method: str, url: str, headers: Mapping[str, str]) -> Iterator[http.client.HTTPResponse]:
+        parts = urlsplit(url)
         connection: http.client.HTTPConnection
         if parts.scheme == "https":
             context = ssl.create_default_context()
@@ -151,11 +169,12 @@ class Importer:
             if self.secret:
                 pair = f"{self.secret['accessKeyId']}:{self.secret['secretKey']}"
                 sent["Authorization"] = f"Basic {base64.b64encode(pair.encode()).decode()}"
-            for name, value in sent.items():
-                connection.putheader(name, value)
             for line in self.extra:
                 name, _, value = line.partition(":")
-                connection.putheader(name, value.strip())
+                sent[name] = value.strip()
+            for name, value in sent.items():
+                connection.putheader(name, value)
+            self.asked.append((parts.netloc, sent))
             connection.endheaders()
             with connection.getresponse() as answer:
                 yield answer
@@ -202,6 +221,18 @@ def sniff(head: bytes) -> str:
         if head[offset : offset + len(magic)] == magic:
             return name
     return "raw"
+
+
+def _unpack(path: Path, packed: str) -> str:
+    """Put what is in it in its place; its format."""
+    program, package = COMPRESSED[packed]
+    packed_path = path.rename(path.with_suffix(f".{packed}"))
+    with path.open("wb") as out:
+        done = subprocess.run([tool(program, package), "-dc", packed_path], check=False, stdout=out, timeout=120)
+    if done.returncode:
+        raise ImportFailedError(f"{packed}: the bytes cannot be unpacked")
+    with path.open("rb") as file:
+        return sniff(file.read(HEAD))
 
 
 def _read(answer: http.client.HTTPResponse, wanted: int) -> bytes:

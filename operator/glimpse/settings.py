@@ -235,7 +235,7 @@ class Settings(BaseSettings):
     gateway_drain: float = Field(default=25.0, gt=0)
     """Seconds that running downloads get to come to their end when the gateway is stopped."""
     gateway_anonymous: bool = False
-    """Let those who send no token download images with `visibility: public`."""
+    """Let those who send no token download images with `visibility: public`, and see them in the list."""
     gateway_bandwidth: int = Field(default=0, ge=0)
     """Bytes per second that one replica of the gateway may send to all who download, in equal shares for those who do
     (a token's user; an address where there is no token), whoever has use for more taking what others leave. 0: any
@@ -244,17 +244,21 @@ class Settings(BaseSettings):
     """Bytes per second that one replica may send to each of them. 0: any number."""
     gateway_redirect: Literal["off", "asked", "always"] = "off"
     """Whether the gateway may send a download to the store's own server, where its ImageStore has a `publicEndpoint`:
-    `asked`: if the client says `?redirect=true`; `always`: unless he says `?redirect=false`."""
+    `asked`: if the client says `?redirect=true`; `always`: unless he says `?redirect=false`. Who sends a token is never
+    sent on."""
     progress_interval: float = Field(default=5.0, gt=0)
     """Seconds between two writes of a transfer's progress to status, at least."""
     secret_interval: float = Field(default=60.0, gt=0)
     """Seconds between two looks at a Secret that an Image waits for."""
+    reader_grace: float = Field(default=86400.0, ge=0)
+    """Seconds beyond `revisions.grace` that a revision stays for those who are reading it, at most."""
     sweep_interval: float = Field(default=3600.0, gt=0)
     """Seconds between two sweeps of a store."""
     sweep_age: float = Field(default=3600.0, ge=0)
     """Seconds that an object must be old before the sweep looks at it."""
     silence: float = Field(default=120.0, gt=0)
-    """Seconds without any sign of life from a watch before the operator counts as dead."""
+    """Seconds without any sign of life from a watch before the operator counts as dead, and the gateway gives nothing
+    any more for what it knew of images, or of links' keys."""
     digests: list[Literal["sha256", "sha512", "sha384", "sha1", "md5"]] = ["sha256"]
     """Digests that are computed of every image and kept in `status.artifact.digests`, as `["sha256", "sha512", "md5"]`.
     sha256 always is; each further one costs a thread of its own while bytes pass."""

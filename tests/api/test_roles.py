@@ -45,6 +45,7 @@ def may(cluster: Cluster, user: str, words: str) -> bool:
         f"create serviceaccounts/token:glimpse-gateway {SYSTEM}",
         f"get secrets {SYSTEM}",
         f"get configmaps {SYSTEM}",
+        *(f"{verb} coordination.k8s.io|leases {SYSTEM}" for verb in ("list", "delete")),
     ],
 )
 def test_operator_may(cluster: Cluster, words: str) -> None:
@@ -83,6 +84,7 @@ def test_operator_may_not(cluster: Cluster, words: str) -> None:
         "create authorization.k8s.io|subjectaccessreviews -",
         f"get secrets {SYSTEM}",
         f"get configmaps {SYSTEM}",
+        *(f"{verb} coordination.k8s.io|leases {SYSTEM}" for verb in ("create", "patch", "delete")),
     ],
 )
 def test_gateway_may(cluster: Cluster, words: str) -> None:
@@ -103,6 +105,7 @@ def test_gateway_may(cluster: Cluster, words: str) -> None:
         f"create serviceaccounts/token:glimpse-gateway {SYSTEM}",
         "get namespaces -",
         "create events team-a",
+        *(f"{verb} coordination.k8s.io|leases kube-system" for verb in ("create", "patch", "delete")),
     ],
 )
 def test_gateway_may_not(cluster: Cluster, words: str) -> None:

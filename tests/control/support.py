@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from glimpse.api.base import FINALIZER
-from glimpse.api.image import Image, Transfer
+from glimpse.api.image import Image, ImageStatus, Transfer
 from glimpse.control.image import decide
 from glimpse.control.seen import (
     FetchWork,
@@ -78,6 +78,8 @@ class World:
     validators: bool = True
     """Whether the server tells them apart; a place in a store always does."""
     scrub: bool = False
+    reading: frozenset[int] = frozenset()
+    """Revisions that a gateway reads."""
     said: list[tuple[str, str, str]] = field(default_factory=list)
     again: datetime | None = None
     gone: bool = False
@@ -97,6 +99,7 @@ class World:
             references=self.references,
             original=self.original,
             upload=self.upload,
+            reading=self.read(self.image.status),
         )
         verdict = decide(seen, SETTINGS)
         again = decide(seen, SETTINGS)
@@ -112,6 +115,7 @@ class World:
                 self.progress,
                 original=self.original,
                 upload=self.upload if self.upload and self.upload.uid != verdict.dropped else None,
+                reading=self.read(verdict.status),
             ),
             SETTINGS,
         )
@@ -132,6 +136,10 @@ class World:
         elif verdict.start:
             self.running = verdict.start
         return verdict
+
+    def read(self, status: ImageStatus) -> frozenset[int] | None:
+        """What is read; nobody looks before something is to be removed."""
+        return self.reading if any(removal.after <= self.now for removal in status.removals) else None
 
     def edit(self, **spec: Any) -> None:
         """A person changes the spec."""

@@ -38,6 +38,7 @@ ACTIONS = st.one_of(
     st.tuples(st.just("revisions"), st.tuples(st.integers(1, 3), st.none() | st.integers(1, 4))),
     st.tuples(st.just("damage"), STORES),
     st.tuples(st.just("scrub"), st.booleans()),
+    st.tuples(st.just("read"), st.frozensets(st.integers(1, 4))),
 )
 
 
@@ -74,6 +75,8 @@ def act(world: World, action: str, value: Any, number: int) -> None:  # noqa: C9
             world.stores[value] = StoreView(value, str(number + 1), unreachable=broken, locations=MAY)
         case "damage":
             world.damaged.update((value, revision) for revision in world.held.get(value, {}))
+        case "read":
+            world.reading = value
         case "scrub":
             world.scrub = value
             world.later(SETTINGS.scrub.interval + 1 if value else 1)

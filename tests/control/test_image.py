@@ -10,6 +10,7 @@ from glimpse.api.base import FORGET_STORE, REQUESTED_AT
 from glimpse.api.image import Transfer
 from glimpse.control.draft import backoff, spec_hash
 from glimpse.control.image import decide
+from glimpse.control.keep import CROWD
 from glimpse.control.seen import FetchWork, RemoveWork, Result, Seen, StoreView
 from glimpse.control.slots import Place
 from glimpse.problems import (
@@ -353,8 +354,8 @@ class TestStores:
             1, spec_hash(world.image.spec), ("slow",), copy_from="fast", expects=DIGEST
         )
         assert world.condition("Ready") == ("True", "Stored")
-        verdict = world.succeed()
-        assert verdict.start == RemoveWork(stores=("fast",), revisions=(1,))
+        assert world.succeed().again == world.now  # to look whether somebody reads it there
+        assert world.step().start == RemoveWork(stores=("fast",), revisions=(1,))
         world.settle()
         assert world.held == {"fast": {}, "slow": {1: spec_hash(world.image.spec)}}
         assert [s.name for s in world.image.status.stores] == ["slow"]
@@ -478,6 +479,39 @@ class TestRevisions:
         assert set(world.held["fast"]) == {2}
         assert [h.revision for h in world.image.status.history] == [2]
         assert world.image.status.removals == ()
+
+    @pytest.mark.parametrize("grace", ["0s", "1h"])
+    def test_what_is_read_stays(self, grace: str) -> None:
+        """A revision that a gateway reads goes when that is over, and once a day has passed in any case."""
+        for seconds, reading in ((60, frozenset[int]()), (SETTINGS.reader_grace, frozenset({1}))):
+            world = ready_world(revisions={"keep": 1, "grace": grace})
+            world.reading = frozenset({1})
+            world.edit(source=OTHER)
+            world.settle()
+            world.later(3600 if grace == "1h" else 0)
+            verdict = world.settle()
+            assert set(world.held["fast"]) == {1, 2}
+            assert verdict.again == world.now + timedelta(seconds=15)
+            assert world.condition("Ready") == ("True", "Stored")
+            assert world.condition("Reconciling") is None
+            world.later(seconds)
+            world.reading = reading
+            world.settle()
+            assert set(world.held["fast"]) == {2}
+
+    def test_what_is_read_is_not_waited_for(self) -> None:
+        """With its image it goes at once, and so does what is damaged, and what is too much to be kept."""
+        world = ready_world()
+        world.reading = frozenset({1})
+        world.delete()
+        world.settle()
+        assert (world.gone, world.held["fast"]) == (True, {})
+        world = ready_world(revisions={"grace": "0s"})
+        world.reading = frozenset(range(1, 50))
+        for n in range(45):
+            world.edit(source={"http": {"urls": [f"https://a.example/{n}"]}})
+            world.settle()
+        assert len(world.held["fast"]) == CROWD
 
     def test_keep_keeps(self) -> None:
         """Kept revisions stay; a raised number within the grace saves one."""
@@ -697,6 +731,7 @@ class TestNothingIsStuckAndNothingSpins:
         world.edit(source=OTHER)
         world.step()
         world.succeed()
+        world.step()
         waits = []
         for _ in range(5):
             assert isinstance(world.running, RemoveWork)
@@ -746,6 +781,7 @@ class TestNothingIsStuckAndNothingSpins:
         world.edit(stores=["b"])
         assert world.step().start is None
         world.stores["b"] = StoreView("b", "2")
+        assert world.step().again == world.now
         assert world.step().start == RemoveWork(stores=("a",), revisions=(1,))
 
     def test_a_copy_never_comes_from_the_store_that_lacks_it(self) -> None:

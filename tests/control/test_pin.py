@@ -125,6 +125,7 @@ def test_a_removal_that_may_have_begun_is_not_pinned() -> None:
     world.edit(source={"http": {"urls": ["https://a.example/9"]}})
     world.step()
     world.succeed()
+    world.step()
     assert world.running == RemoveWork(stores=("fast",), revisions=(3,))
     pin(world, 3, keep=1)
     world.step()

@@ -31,6 +31,10 @@ class Line:
         """Connections that are still to break."""
         self.url = ""
 
+    def down(self) -> None:
+        """From now on every connection breaks at its next byte, those that are open too."""
+        self.cuts, self._after = 1 << 30, 0
+
     async def serve(self, ready: threading.Event, stop: asyncio.Event) -> None:
         """Until it is told to stop."""
         server = await asyncio.start_server(self._connected, "127.0.0.1", 0, ssl=self._context)
@@ -71,7 +75,7 @@ class Line:
             while data := await there.read(CHUNK):
                 if self.cuts and passed + len(data) > self._after:
                     self.cuts -= 1
-                    writer.write(data[: self._after - passed])
+                    writer.write(data[: max(0, self._after - passed)])
                     return
                 writer.write(data)
                 await writer.drain()

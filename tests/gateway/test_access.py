@@ -1,13 +1,19 @@
 """Who may download: tokens by TokenReview, rights by SubjectAccessReview, on the real API server."""
 
+import asyncio
 import base64
 from pathlib import Path
 
 import pytest
 
+from glimpse.gateway import access
+from glimpse.gateway.app import serve
+from glimpse.kube import Kube
+from glimpse.settings import Settings
 from servers import wait_until
 from servers.glimpse import Glimpse
-from servers.kube import Cluster, Kube
+from servers.kube import NAMESPACE, Cluster
+from servers.kube import Kube as Server
 from servers.shelf import Answer, Shelf, ask
 
 
@@ -118,6 +124,39 @@ def test_a_new_right_counts_soon(gateway: str, shelf: Shelf, cluster: Cluster, n
     wait_until("the right", lambda: ask(gateway + image.path, token=account).status == 200, timeout=15)
 
 
+@pytest.mark.parametrize(("what", "status"), [("rolebindings", 404), ("serviceaccounts", 401)])
+async def test_what_is_withdrawn_counts_no_more(
+    *,
+    shelf: Shelf,
+    cluster: Cluster,
+    namespace: str,
+    monkeypatch: pytest.MonkeyPatch,
+    what: str,
+    status: int,
+) -> None:
+    """Without the binding of his role, or without his account, the next download is refused within a minute.
+
+    The minute is shorter here; that a right counts for as long is what the docs say.
+    """
+    page = (Path(__file__).parents[2] / "docs" / "gateway.md").read_text()
+    assert f"one that is withdrawn after {access.YES:.0f} s" in page
+    monkeypatch.setattr(access, "YES", 2.0)
+    image = await asyncio.to_thread(shelf.image, namespace, b"bytes", store=await asyncio.to_thread(shelf.store))
+    token = await asyncio.to_thread(shelf.grant, namespace, "reader")
+    api = "/api/v1" if what == "serviceaccounts" else "/apis/rbac.authorization.k8s.io/v1"
+    kube = await Kube.connect(cluster.kubeconfig_for(NAMESPACE, "glimpse-gateway"))
+    async with serve(Settings(gateway_listen="127.0.0.1:0", gateway_drain=1), kube) as (host, port):
+
+        def download() -> int:
+            return ask(f"http://{host}:{port}{image.path}", token=token).status
+
+        assert await asyncio.to_thread(download) == 200
+        await asyncio.to_thread(cluster.request, "DELETE", f"{api}/namespaces/{namespace}/{what}/reader")
+        # the answer that is kept, and what the API server keeps of tokens itself
+        await asyncio.to_thread(wait_until, f"{status}", lambda: download() == status, timeout=2 + 20)
+    await kube.close()
+
+
 def test_probes_need_no_token(gateway: str) -> None:
     """Probes and metrics are for machines that have no token; they name no image."""
     for path in ("/healthz", "/readyz", "/metrics"):
@@ -126,12 +165,12 @@ def test_probes_need_no_token(gateway: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def frail(tmp_path_factory: pytest.TempPathFactory) -> Kube:
+def frail(tmp_path_factory: pytest.TempPathFactory) -> Server:
     """An API server that a test may stop."""
-    return Kube(tmp_path_factory.mktemp("frail"))
+    return Server(tmp_path_factory.mktemp("frail"))
 
 
-def test_api_server_away(frail: Kube, tmp_path: Path) -> None:
+def test_api_server_away(frail: Server, tmp_path: Path) -> None:
     """While the API server is away, those whose rights are known are served; others are told to come back."""
     with frail as cluster:
         cluster.install()

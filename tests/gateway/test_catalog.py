@@ -74,3 +74,32 @@ async def test_few_look_at_once(between: Relay, blind: Catalog, namespace: str) 
     await asyncio.gather(*(blind.find(namespace, f"missing-{number}", None, None) for number in range(100)))
     assert len(between.requests) == 100
     assert between.most <= catalog.LOOKING
+
+
+async def test_made_anew_while_nobody_looked(between: Relay, blind: Catalog, shelf: Shelf, namespace: str) -> None:
+    """What was deleted while the watch was broken is gone, though another object of that name is there by then.
+
+    A list tells only of that one. It has no bytes yet, and does not show the old ones to those whom its owner never
+    let see it.
+    """
+    store = await asyncio.to_thread(shelf.store)
+    public = {"visibility": "public", "members": []}
+    old = await asyncio.to_thread(shelf.image, namespace, b"bytes", store=store, name="one", spec=public)
+    watch = asyncio.create_task(blind._watch(IMAGE, blind._image))
+    try:
+        await between.asked("STREAM", IMAGE.path())
+        assert blind.known(namespace, "one")
+        between.flowing.clear()
+        between.cut()
+        await between.asked("WATCH", IMAGE.path(), 2)
+        await asyncio.to_thread(shelf.delete, old)
+        await asyncio.to_thread(shelf.image, namespace, [], name="one", served=None)
+        between.first.append((410, {}))
+        between.cut()
+        between.flowing.set()
+        await between.asked("STREAM", IMAGE.path(), 2)
+        assert between.count("GET", IMAGE.path()) == 2
+        assert blind.known(namespace, "one") is None
+    finally:
+        watch.cancel()
+        await asyncio.gather(watch, return_exceptions=True)

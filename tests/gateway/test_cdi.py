@@ -3,6 +3,7 @@
 import filecmp
 import hashlib
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from tests.gateway.line import line
 from tests.gateway.signing import link
 
 from servers import run
-from servers.cdi import HEAD, Importer, ImportFailedError
+from servers.cdi import COMPRESSED, HEAD, Importer, ImportFailedError
 from servers.glimpse import Glimpse
 from servers.require import require_tool
 from servers.shelf import Shelf, Shown, ask
@@ -61,6 +62,23 @@ def test_an_image_becomes_a_disk(
     log = glimpse.processes["gateway"].log.read_text()
     assert f" HEAD {image.path}/revisions/1 200 " in log
     assert f" GET {image.path}/revisions/1 206 " in log
+
+
+@pytest.mark.parametrize("kind", ["qcow2.gz", "raw.xz", "qcow2.zst"])
+def test_a_compressed_image(
+    *, gateway: str, shelf: Shelf, namespace: str, token: str, disk: Path, tmp_path: Path, kind: str
+) -> None:
+    """It is sent as it is, with the length and the digest of the packed bytes; the importer unpacks it."""
+    inside, _, packed = kind.partition(".")
+    program, package = COMPRESSED[packed]
+    pack = [require_tool(program, package), "-c", str(disk.with_suffix(f".{inside}"))]
+    data = subprocess.run(pack, check=True, capture_output=True, timeout=60).stdout
+    image = shelf.image(namespace, data, store=shelf.store(), disk_format=inside)
+    checksum = f"sha256:{hashlib.sha256(data).hexdigest()}"
+    url, size = gateway + image.revision(), disk.stat().st_size
+    done = Importer(tmp_path, url, size, secret=basic(token), checksum=checksum).run(restarts=0)
+    assert (done.disk_format, done.length, done.sized) == (inside, len(data), False)
+    assert filecmp.cmp(done.disk, disk, shallow=False)
 
 
 def test_other_ways_in(

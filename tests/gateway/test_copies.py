@@ -23,7 +23,7 @@ from glimpse.streams import Reader
 from glimpse.tasks import Record, StoreRef
 from glimpse.testing.memory import Memory, MemoryConfig
 from servers import wait_until
-from servers.shelf import Bytes, Content, Shelf, ask
+from servers.shelf import Bytes, Content, Shelf, Shown, ask
 
 DATA = os.urandom(1 << 20)
 LONG = os.urandom((3 << 20) + 5)
@@ -32,17 +32,21 @@ LONG = os.urandom((3 << 20) + 5)
 def test_heaviest_first(gateway: str, shelf: Shelf, namespace: str, token: str) -> None:
     """The copy of the heaviest store is sent; the others are only a way out."""
     light, heavy = shelf.store(weight=1), shelf.store(weight=500)
-    image = shelf.image(namespace, Content(DATA, [light, heavy]))
-    # the light one is broken, which nobody sees
-    os.truncate(shelf.data(light, image.key()), 10)
+    image = shelf.image(namespace, Content(DATA, [heavy], absent=[light]))
+    disguised(shelf, light, image)
     assert ask(gateway + image.path, token=token).body == DATA
+
+
+def disguised(shelf: Shelf, store: str, image: Shown) -> None:
+    """Put other bytes there, by size and record the same: no look tells them apart, so whoever reads them has them."""
+    shelf.put(store, image, 1, DATA[::-1], digest="sha256:" + hashlib.sha256(DATA).hexdigest())
 
 
 def test_ready_before_heavy(gateway: str, shelf: Shelf, namespace: str, token: str) -> None:
     """A store that is not Ready comes last, and is still better than nothing: a full store can be read."""
     light, heavy = shelf.store(weight=1), shelf.store(weight=500, ready=False)
-    image = shelf.image(namespace, Content(DATA, [light, heavy]))
-    os.truncate(shelf.data(heavy, image.key()), 10)
+    image = shelf.image(namespace, Content(DATA, [light], absent=[heavy]))
+    disguised(shelf, heavy, image)
     assert ask(gateway + image.path, token=token).body == DATA
     alone = shelf.image(namespace, Content(DATA, [heavy]))
     assert ask(gateway + alone.path, token=token).body == DATA
@@ -270,6 +274,30 @@ async def test_pulled(pulled: tuple[Store, Wanted]) -> None:
             session.get(url) as got,
         ):
             assert await got.read() == b"".join(LONG[span.start : span.start + span.length] for span in spans)
+
+
+async def test_a_look_reads_nothing(pulled: tuple[Store, Wanted]) -> None:
+    """HEAD asks a store whether it has the object, and opens nothing there: a server would begin to send all of it."""
+    store, wanted = pulled
+    opened: list[str] = []
+
+    class Counting(Memory):
+        @contextmanager
+        def get(self, key: str, /, offset: int = 0, length: int | None = None) -> Iterator[Reader]:
+            opened.append(key)
+            with super().get(key, offset, length) as reader:
+                yield reader
+
+    counting = Store(store._ref, Counting(MemoryConfig(place=store._ref.config["place"]), {}, None))
+    threads = Threads()
+    async with threads.open(counting, wanted, None):
+        assert opened == []
+    with pytest.raises(NotFound):
+        async with threads.open(counting, wanted._replace(key="0-2"), None):
+            pass
+    async with threads.open(counting, wanted, Span(0, 1)):
+        assert opened == ["0-1"]
+    threads.close()
 
 
 async def test_pulled_is_looked_at(pulled: tuple[Store, Wanted]) -> None:

@@ -264,6 +264,29 @@ def test_checksum_files(gateway: str, shelf: Shelf, namespace: str, token: str, 
             assert checked.stdout == f"{file}: OK\n".encode()
 
 
+def test_preconditions_of_a_checksum_file(gateway: str, shelf: Shelf, namespace: str, token: str) -> None:
+    """It has a tag of its own, by which a cache may ask whether it has changed."""
+    image = shelf.image(namespace, DATA, store=shelf.store())
+    at = format_datetime(SINCE, usegmt=True)
+    for path in (f"{image.path}.sha256", image.revision(suffix=".sha256")):
+        first = ask(gateway + path, token=token)
+        etag = first.headers["ETag"]
+        for headers, status in (
+            ({"If-None-Match": etag}, 304),
+            ({"If-None-Match": f'"sha256:{SHA256}"'}, 200),
+            ({"If-Modified-Since": at}, 304),
+            ({"If-Match": etag}, 200),
+            ({"If-Match": f'"sha256:{SHA256}"'}, 412),
+            ({"If-Match": etag, "If-None-Match": etag}, 304),
+        ):
+            for method in ("GET", "HEAD"):
+                got = ask(gateway + path, token=token, headers=headers, method=method)
+                assert got.status == status, (method, headers)
+                if status == 304:
+                    assert (got.body, got.headers["ETag"]) == (b"", etag)
+                    assert got.headers["Cache-Control"] == first.headers["Cache-Control"]
+
+
 def test_checksum_that_nobody_computed(gateway: str, shelf: Shelf, namespace: str, token: str) -> None:
     """Only digests that were computed have a file; the refusal says which there are."""
     image = shelf.image(namespace, DATA, store=shelf.store(), digests=("sha256", "md5"))

@@ -46,7 +46,7 @@ class Watcher:
     def __init__(self, gateway: str, token: str, last: str = "", **asked: Any) -> None:
         parts = urlsplit(gateway)
         self.connection = http.client.HTTPConnection(str(parts.hostname), parts.port, timeout=30)
-        headers = {"Authorization": f"Bearer {token}"} | ({"Last-Event-ID": last} if last else {})
+        headers = ({"Authorization": f"Bearer {token}"} if token else {}) | ({"Last-Event-ID": last} if last else {})
         self.connection.request("GET", f"/v1/images/events?{urlencode(asked, doseq=True)}", headers=headers)
         self.answer = self.connection.getresponse()
         assert self.answer.status == 200, self.answer.read()

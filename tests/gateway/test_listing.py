@@ -282,10 +282,14 @@ async def test_few_questions(between: Relay, cluster: Cluster, shelf: Shelf, nam
 
 
 def test_not_complete() -> None:
-    """Before all images are known there is no list: a part of it would look as the whole."""
-    index = Index()
+    """Before all images are known there is no list, as a part of it would look as the whole; nor of what is too old."""
+    fresh = True
+    index = Index(lambda: fresh)
     with pytest.raises(Refusal) as refusal:
         complete(index)
     assert (refusal.value.status, refusal.value.headers) == (503, {"Retry-After": "5"})
     index.synced = True
     complete(index)
+    fresh = False
+    with pytest.raises(Refusal, match="as they are"):
+        complete(index)

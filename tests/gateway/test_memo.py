@@ -157,7 +157,7 @@ async def test_one_user_with_many_tokens(
             lambda each, name: known.allowed(each, "get", name, ""),
             known.reads,
             lambda each, name: known.administers(each, name, name),
-            lambda each, name: known.belongs(each, (name, name), (name,), ()),
+            lambda each, name: known.belongs(each, (name, name), (name,), (), 0),
         ]
         for number, kind in enumerate(kinds):
             asking = [asyncio.create_task(kind(each, f"{number}-{n}")) for n, each in enumerate(tokens)]

@@ -191,6 +191,8 @@ def test_visibility(visibility: str, members: list[str], seen: str, asked: bool)
         ([("as", "../x")], "names of namespaces"),
         ([("as", name) for name in "abcdefghi"], "8 times"),
         ([("tag", str(n)) for n in range(AT_ONCE + 1)], "There may be 32 filters"),
+        ([("title", "*a" * 9)], "title may have 8 times '*'"),
+        ([("name", "*a*b*"), ("name", "*a*b*"), ("name", "*a*b*")], "name may have 8 times '*'"),
         ([("property", "x" * 1280)] * 4, f"of {LENGTH} bytes together"),
         ([("cursor", "x" * 3073)], "cursor must have a value"),
     ],

@@ -66,9 +66,10 @@ class Scene(NamedTuple):
 
     def meter(self, name: str) -> int:
         """A number of the gateway's own."""
-        found = re.search(rf"^glimpse_gateway_{name} ([0-9.]+)$", self.get(path="/metrics").decode(), re.MULTILINE)
+        form = rf"^glimpse_gateway_{name}(?:{{.*}})? ([0-9.]+)$"
+        found = re.findall(form, self.get(path="/metrics").decode(), re.MULTILINE)
         assert found
-        return int(float(found[1]))
+        return int(sum(map(float, found)))
 
     def quiet(self) -> bool:
         """Whether no request and no connection is left but the one that asks."""

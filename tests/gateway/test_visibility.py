@@ -1,11 +1,13 @@
 """Images of other namespaces: who may have them, and that a refusal tells nothing of what is there."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from tests.gateway.test_events import watching
 from tests.relay import Relay, relay
 
 from glimpse.gateway.app import serve
@@ -199,7 +201,51 @@ def test_without_a_token(gateway: str, open_door: str, shelf: Shelf, namespace: 
         assert (got.status, got.body, got.headers.keys()) == (401, missing.body, missing.headers.keys())
         assert ask(open_door + image.path, token=token).status == 200
     for bad in ("", "Bearer nonsense", "Basic Og=="):  # a token that is no good is no reason to be let in as nobody
-        assert ask(open_door + public.path, headers={"Authorization": bad}).status == 401
+        for path in (public.path, "/v1/images", "/v1/images/events"):
+            assert ask(open_door + path, headers={"Authorization": bad}).status == 401
+
+
+def test_the_list_without_a_token(
+    *, gateway: str, open_door: str, shelf: Shelf, cluster: Cluster, namespace: str, token: str
+) -> None:
+    """Where it is switched on, the list and its events show who has no token just what he may download."""
+    store = shelf.store()
+    for visibility in ("private", "shared", "community", "public"):
+        shelf.image(namespace, b"bytes", store=store, name=visibility, spec={"visibility": visibility})
+    public = {"visibility": "public"}
+    hidden = shelf.image(namespace, b"bytes", store=store, name="hidden", spec=public | {"hidden": True})
+    shelf.image(namespace, b"bytes", store=store, name="off", spec=public | {"deactivated": True})
+    shelf.image(namespace, [], served=None, name="empty", spec=public)
+    seen(open_door, shelf, cluster.namespace(), token)
+
+    def names(asked: str) -> list[str]:
+        got = ask(f"{open_door}/v1/images?namespace={namespace}{asked}", headers=FRONT_PROXY)
+        assert got.status == 200
+        return [each["name"] for each in json.loads(got.body)["images"]]
+
+    for asked, wanted in (
+        ("", ["public"]),
+        ("&visibility=community&visibility=public", ["public"]),
+        ("&hidden=true&hidden=false", ["hidden", "public"]),
+        ("&deactivated=true", []),
+    ):
+        assert names(asked) == wanted, asked
+    for name in names("&hidden=true&hidden=false"):
+        assert ask(f"{open_door}/v1/namespaces/{namespace}/images/{name}").status == 200
+    assert namespace.encode() in ask(f"{open_door}/v1/images?limit=1000").body  # of all namespaces
+    assert ask(f"{open_door}/v1/images?as={namespace}").status == 401
+    assert ask(f"{gateway}/v1/images").status == 401
+    assert ask(f"{gateway}/v1/images/events").status == 401
+    with watching(open_door, "", namespace=namespace) as watcher:
+        assert watcher.synced() == ["public"]
+        change(cluster, hidden, {"hidden": False})
+        assert watcher.told() == ("ADDED", "hidden")
+        change(cluster, hidden, {"visibility": "community"})
+        assert watcher.told() == ("DELETED", "hidden")
+    document = json.loads(ask(f"{open_door}/openapi.json").body)["paths"]
+    free = {path for path, each in document.items() if {} in each.get("get", {}).get("security", ())}
+    image = "/v1/namespaces/{namespace}/images/"
+    assert free == {"/v1/images", "/v1/images/events", image + "{file}", image + "{name}/revisions/{file}"}
 
 
 class Watched(NamedTuple):
@@ -208,10 +254,11 @@ class Watched(NamedTuple):
     url: str
     between: Relay
 
-    async def ask(self, path: str, token: str) -> tuple[Answer, tuple[int, int, int]]:
+    async def ask(self, path: str, token: str, method: str = "GET") -> tuple[Answer, tuple[int, int, int]]:
         """The answer, and how many tokens and rights were asked for, and all else."""
         self.between.requests.clear()
-        got = await asyncio.to_thread(ask, self.url + path, token=token)
+        headers = {"Tus-Resumable": "1.0.0", "Upload-Length": "5"} if path.endswith("/uploads") else {}
+        got = await asyncio.to_thread(ask, self.url + path, token=token, method=method, headers=headers)
         asked = [path for method, path in self.between.requests if method not in ("WATCH", "STREAM")]
         tokens, rights = asked.count(TOKEN_REVIEW.path()), asked.count(ACCESS_REVIEW.path())
         return got, (tokens, rights, len(asked) - tokens - rights)
@@ -227,11 +274,15 @@ async def watched(cluster: Cluster, tmp_path: Path) -> AsyncIterator[Watched]:
         await kube.close()
 
 
-async def test_a_refusal_costs_the_same(watched: Watched, shelf: Shelf, cluster: Cluster, namespace: str) -> None:
+@pytest.mark.parametrize("way", ["GET", "GET .sha256", "PUT", "POST /links", "POST /uploads"])
+async def test_a_refusal_costs_the_same(
+    watched: Watched, shelf: Shelf, cluster: Cluster, namespace: str, way: str
+) -> None:
     """Whatever is behind a name that one may not see, it is refused in the same words after the same questions.
 
     That holds for who comes for the first time, for who comes again, and in every order.
     """
+    method, _, suffix = way.partition(" ")
 
     def make() -> list[str]:
         store = shelf.store()
@@ -264,11 +315,11 @@ async def test_a_refusal_costs_the_same(watched: Watched, shelf: Shelf, cluster:
     words, first, again = set(), set(), set()
     for number, path in enumerate(paths):
         token = await asyncio.to_thread(shelf.grant, cluster.namespace(), f"stranger-{number}")
-        got, questions = await watched.ask(path, token)
+        got, questions = await watched.ask(path + suffix, token, method)
         assert got.status == 404
         words.add(got.body)
         first.add(questions)
-        again.add((await watched.ask(path, token))[1])
+        again.add((await watched.ask(path + suffix, token, method))[1])
     assert len(words) == 1
     ((tokens, rights, others),) = first
     assert (tokens, others) == (1, 0)
@@ -276,9 +327,40 @@ async def test_a_refusal_costs_the_same(watched: Watched, shelf: Shelf, cluster:
     assert again == {(0, 0, 0)}
     # one who goes through all of them: what was asked for one name is not known for the next
     token = await asyncio.to_thread(shelf.grant, cluster.namespace(), "one")
-    await watched.ask(f"/v1/namespaces/{namespace}/images/first", token)
-    costs = {(await watched.ask(path, token))[1] for path in paths if f"/{namespace}/" in path}
-    assert costs == {(0, rights - 1, 0)}
+    await watched.ask(f"/v1/namespaces/{namespace}/images/first{suffix}", token, method)
+    costs = {(await watched.ask(path + suffix, token, method))[1] for path in paths if f"/{namespace}/" in path}
+    assert costs == {(0, rights - (2 if method == "PUT" or suffix == "/uploads" else 1), 0)}
+
+
+async def test_an_edit_shows_in_no_refusal(watched: Watched, shelf: Shelf, cluster: Cluster, namespace: str) -> None:
+    """When the members of an image change, the next refusal of any name costs what that one's does."""
+
+    def make() -> tuple[Shown, str, str]:
+        shared = {"visibility": "shared", "members": ["a"]}
+        edited, other = (shelf.image(namespace, b"bytes", store=shelf.store(), spec=shared) for _ in range(2))
+        widest = shared | {"members": [f"z{number}" for number in range(8)]}
+        shelf.image(namespace, b"bytes", store=shelf.store(), spec=widest)
+        seen(watched.url, shelf, namespace, shelf.grant(namespace, "reader"))
+        return edited, other.path, shelf.grant(cluster.namespace(), "stranger")
+
+    edited, other, stranger = await asyncio.to_thread(make)
+    paths = (edited.path, other, f"/v1/namespaces/{namespace}/images/missing")
+
+    async def costs() -> set[int]:
+        found = set()
+        for path in paths:
+            got, (_, rights, others) = await watched.ask(path, stranger)
+            assert (got.status, others) == (404, 0)
+            found.add(rights)
+        return found
+
+    await costs()
+    change(cluster, edited, {"members": ["b"]})
+    await asyncio.to_thread(
+        seen, watched.url, shelf, namespace, await asyncio.to_thread(shelf.grant, namespace, "reader")
+    )
+    (after,) = await costs()
+    assert after >= 1
 
 
 async def test_what_all_may_see_costs_nothing(watched: Watched, shelf: Shelf, cluster: Cluster, namespace: str) -> None:
@@ -301,6 +383,54 @@ async def test_what_all_may_see_costs_nothing(watched: Watched, shelf: Shelf, cl
     for suffix in ("", ".sha256"):
         got, questions = await watched.ask(shared + suffix, member)
         assert (got.status, questions) == (200, (0, 0, 0))
+
+
+async def test_a_watch_that_is_dead(cluster: Cluster, tmp_path: Path, shelf: Shelf, namespace: str) -> None:
+    """What an owner withdraws while the watch is broken is given to nobody after GLIMPSE_SILENCE seconds.
+
+    Who has a right in the namespace gets what the API server says at that moment; all others are told to come back.
+    """
+
+    def make() -> tuple[Shown, Shown, str, str]:
+        store, public = shelf.store(), {"visibility": "public"}
+        images = [shelf.image(namespace, b"bytes", store=store, spec=public) for _ in range(2)]
+        owner, stranger = shelf.grant(namespace, "owner"), shelf.grant(cluster.namespace(), "stranger")
+        return images[0], images[1], owner, stranger
+
+    withdrawn, stopped, owner, stranger = await asyncio.to_thread(make)
+    settings = Settings(gateway_listen="127.0.0.1:0", gateway_drain=1, gateway_anonymous=True, silence=3)
+    async with relay(cluster, tmp_path) as between:
+        kube = await Kube.connect(between.kubeconfig(cluster.token_for(NAMESPACE, "glimpse-gateway")))
+        async with serve(settings, kube) as (host, port):
+
+            async def got(path: str, token: str | None) -> Answer:
+                return await asyncio.to_thread(ask, f"http://{host}:{port}{path}", token=token)
+
+            async def until(path: str, token: str | None, status: int) -> None:
+                url = f"http://{host}:{port}{path}"
+                await asyncio.to_thread(
+                    wait_until, f"{status}", lambda: ask(url, token=token).status == status, timeout=30
+                )
+
+            for who in (owner, stranger, None):
+                await until(withdrawn.path, who, 200)
+            between.flowing.clear()
+            between.cut()
+            change(cluster, withdrawn, {"visibility": "private"})
+            change(cluster, stopped, {"deactivated": True})
+            for who in (stranger, None):
+                await until(withdrawn.path, who, 503)
+                for path in (stopped.path, "/v1/images", "/v1/images/events"):
+                    answer = await got(path, who)
+                    assert (answer.status, answer.headers["Retry-After"]) == (503, "5"), path
+            assert (await got(withdrawn.path, owner)).body == b"bytes"
+            assert (await got(stopped.path, owner)).status == 403
+            missing = await got(f"/v1/namespaces/{namespace}/images/missing", stranger)
+            assert missing.body == (await got(withdrawn.path, stranger)).body
+            between.flowing.set()
+            await until(withdrawn.path, stranger, 404)
+            await until(stopped.path, stranger, 403)
+        await kube.close()
 
 
 def test_questions_to_ask_besides() -> None:

@@ -7,14 +7,18 @@ from typing import Any
 
 import pytest
 from pydantic import SecretStr
-from tests.operator.support import Tenant, content, digest, holds
+from tests.gateway.test_copies import begun, rest
+from tests.gateway.test_meters import count
+from tests.operator.support import REQUESTED_AT, Tenant, content, digest, holds
 
+from glimpse.readers import KEYS
 from glimpse.stores import open_store
 from glimpse.tasks import StoreRef
 from glimpse.testing.faults import Reply
-from servers import Server
+from servers import Server, wait_until
 from servers.kube import NAMESPACE
 from servers.require import require
+from servers.shelf import Answer, ask
 from servers.stores import SERVERS, TYPES, new, place
 from servers.tools import Missing
 
@@ -64,15 +68,95 @@ def opened(tenant: Tenant, name: str) -> StoreRef:
     )
 
 
+@pytest.mark.parametrize("kind", SERVERS)
+def test_what_is_read_stays(tenant: Tenant, servers: dict[str, Server[Any]], kind: str) -> None:
+    """A slow reader of a revision that is replaced, without grace, gets all of it; then it goes from the store."""
+    store = made(tenant, servers, kind)
+    one, two = content(1, SIZE), content(2)
+    url = tenant.serve("a", Reply(one, ranges=True, headers={"ETag": '"1"'}))
+    revisions = {"keep": 1, "grace": "0s"}
+    uid = tenant.image("a", url, stores=[store], revisions=revisions, refresh={"interval": "6h"})["metadata"]["uid"]
+    tenant.ready("a")
+    tenant.download(tenant.link("a") + ".sha256")
+    gateway, _, path = tenant.link("a").partition("/v1/")
+    with begun(gateway, f"/v1/{path}", tenant.token) as reader:
+        wait_until("the lease", lambda: f"{uid}-1" in named(tenant), timeout=60)
+        tenant.serve("a", Reply(two, headers={"ETag": '"2"'}))
+        tenant.annotate("a", REQUESTED_AT, "now")
+        tenant.wait("a", lambda o: bool(o["status"].get("artifact", {}).get("revision") == 2))
+        tenant.download(tenant.link("a"), body=two)
+        asked = len(tenant.web.requests)
+        tenant.annotate("a", REQUESTED_AT, "again")
+        wait_until("another look", lambda: len(tenant.web.requests) > asked, timeout=60)  # after any removal
+        status = tenant.read("a")["status"]
+        assert [each["revision"] for each in status["history"]] == [2, 1]
+        assert status["removals"][0]["revision"] == 1
+        assert rest(reader) == one
+    tenant.wait("a", lambda o: len(o["status"]["history"]) == 1)
+    assert [entry.key for entry in open_store(opened(tenant, store)).list()] == [f"{uid}-2"]
+
+
+def named(tenant: Tenant) -> set[str]:
+    """The revisions that a gateway says it reads."""
+    path = f"/apis/coordination.k8s.io/v1/namespaces/{NAMESPACE}/leases"
+    leases = tenant.cluster.request("GET", path)["items"]
+    return {key for each in leases for key in each["metadata"].get("annotations", {}).get(KEYS, "").split()}
+
+
+def made(tenant: Tenant, servers: dict[str, Server[Any]], kind: str) -> str:
+    """A store of this kind, ready; its name."""
+    name = f"{kind}-{tenant.namespace.removeprefix('test-')}"
+    tenant.cluster.apply(*place(kind, name, servers[SERVERS[kind][-1]]).manifests(name))
+    tenant.wait(name, lambda o: holds(o, "Ready"), kind="ImageStore")
+    return name
+
+
+def in_parts(tenant: Tenant, store: str, data: bytes) -> None:
+    """Make the gateway read from this store, and see that each sort of range is right, and that HEAD reads nothing."""
+    gateway, path = tenant.glimpse.installation.gateway_url, tenant.cluster.path(tenant.ref(store, "ImageStore"))
+
+    def weigh(weight: int) -> None:
+        body = {"spec": {"weight": weight}}
+        tenant.cluster.request("PATCH", path, body, content_type="application/merge-patch+json")
+
+    def ranged(said: str, method: str = "GET") -> Answer:
+        return ask(tenant.link("a"), token=tenant.token, headers={"Range": f"bytes={said}"}, method=method)
+
+    def given() -> float:
+        return count(gateway, "sent_bytes_total", store=store)
+
+    def chosen() -> bool:
+        before = given()
+        return ranged("0-0").body == data[:1] and given() == before + 1
+
+    weigh(1000)
+    wait_until(f"{store} to be read", chosen, timeout=60)
+    before, size = given(), len(data)
+    middle = (8 << 20) - 3  # over the edge of what stores keep apart
+    for said, part in (
+        ("0-4", data[:5]),
+        (f"{middle}-{middle + 9}", data[middle : middle + 10]),
+        (f"{size - 3}-", data[-3:]),
+        ("-7", data[-7:]),
+        (f"{size - 1}-{size + 10}", data[-1:]),
+    ):
+        got = ranged(said)
+        assert (got.status, got.body) == (206, part), (store, said)
+    got = ranged(f"5-9,{middle}-{middle + 9},-4")
+    assert got.status == 206
+    boundary = got.headers["Content-Type"].partition("boundary=")[2].encode()
+    several = [part.partition(b"\r\n\r\n")[2][:-2] for part in got.body.split(b"--" + boundary)[1:-1]]
+    assert several == [data[5:10], data[middle : middle + 10], data[-4:]], store
+    assert ranged(f"{size}-").status == 416
+    assert given() == before + 5 + 10 + 3 + 7 + 1 + 19, f"all of it came from {store}"
+    head = ranged("0-4", "HEAD")
+    assert (head.status, head.body, head.headers["Content-Length"]) == (200, b"", str(size))
+    weigh(100)
+
+
 def test_one_pass_fills_them_all(tenant: Tenant, servers: dict[str, Server[Any]]) -> None:
     """The source is read once; each store has its condition and the right bytes, and is empty after the delete."""
-    names = [tenant.store()]
-    for kind, needs in SERVERS.items():
-        name = f"{kind}-{tenant.namespace.removeprefix('test-')}"
-        tenant.cluster.apply(*place(kind, name, servers[needs[-1]]).manifests(name))
-        names.append(name)
-    for name in names:
-        tenant.wait(name, lambda o: holds(o, "Ready"), kind="ImageStore")
+    names = [tenant.store(), *(made(tenant, servers, kind) for kind in SERVERS)]
     data = content(7, SIZE)
     tenant.image("a", tenant.serve("a", Reply(data, ranges=True, headers={"ETag": '"1"'})), stores=names)
     status = tenant.ready("a")
@@ -91,6 +175,8 @@ def test_one_pass_fills_them_all(tenant: Tenant, servers: dict[str, Server[Any]]
         with store.get(key, SIZE - 1000, 500) as reader:
             assert b"".join(iter(reader.read, b"")) == data[-1000:-500], name
     tenant.download(tenant.link("a"), body=data)
+    for name in names:
+        in_parts(tenant, name, data)
     tenant.delete("a")
     assert {name: [entry.key for entry in store.list()] for name, store in stores.items()} == {
         name: [] for name in names

@@ -10,6 +10,7 @@ from http.client import HTTPConnection
 from urllib.parse import urlsplit
 
 import pytest
+from tests.gateway.test_meters import count
 from tests.operator.support import Tenant, condition, content, digest, holds
 from tests.operator.test_upload import begun, detail, repr_digest, send, uploads, waiting
 from tests.operator.test_upload import sender as sender  # noqa: PLC0414 - a fixture
@@ -54,6 +55,8 @@ def test_what_the_gateway_can(tenant: Tenant, sender: str) -> None:
 
 def test_in_parts(tenant: Tenant, sender: str) -> None:
     """The last part is answered when the image is ready; until then HEAD says how far it is, and afterwards too."""
+    gateway = tenant.glimpse.installation.gateway_url
+    received = count(gateway, "received_bytes_total")
     waiting(tenant, "a")
     tus = Tus(tenant, "a", sender).begun(len(DATA), Upload_Metadata="filename ZGlzay5pbWc=,is_confidential")
     assert tus.offset() == 0
@@ -74,6 +77,7 @@ def test_in_parts(tenant: Tenant, sender: str) -> None:
         str(len(DATA)),
         f'"{digest(DATA)}"',
     )
+    assert count(gateway, "received_bytes_total") == received + len(DATA)
     assert holds(tenant.read("a"), "Ready")
     served(tenant, "a", sender, DATA)
     assert tus.offset() == len(DATA)

@@ -13,6 +13,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+from tests.gateway.test_meters import count
 from tests.operator.support import Tenant, condition, content, digest, done, holds
 
 from servers import wait_until
@@ -79,6 +80,8 @@ def test_what_is_sent_is_served(tenant: Tenant, sender: str) -> None:
     """201 comes when the image is ready; a second upload is a second revision, while the first is there until then."""
     store, other = tenant.store(), tenant.store()
     waiting(tenant, "a", store, other)
+    gateway = tenant.glimpse.installation.gateway_url
+    received = count(gateway, "received_bytes_total")
     assert tenant.link("a") in condition(tenant.read("a"), "Ready")["message"].replace(
         "http://glimpse-gateway.glimpse-system.svc", tenant.glimpse.installation.gateway_url
     )
@@ -93,6 +96,7 @@ def test_what_is_sent_is_served(tenant: Tenant, sender: str) -> None:
     again = send(tenant, "a", B, sender)
     assert (again.status, json.loads(again.body)["revision"]) == (201, 2)
     assert ask(tenant.link("a"), token=sender).body == B
+    assert count(gateway, "received_bytes_total") == received + len(A) + len(B)
     no_more(tenant)
     tenant.delete("a")
     assert tenant.objects(store) == tenant.objects(other) == {}

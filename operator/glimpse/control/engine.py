@@ -26,6 +26,7 @@ from glimpse.control.entry import Entry
 from glimpse.control.image import decide
 from glimpse.control.originals import Referers
 from glimpse.control.quota import Quotas, held
+from glimpse.control.readers import Readers
 from glimpse.control.references import References
 from glimpse.control.scrub import Scrubber
 from glimpse.control.seen import FetchWork, Result, Seen, Verdict, VerifyWork
@@ -59,6 +60,7 @@ class Engine:
         self._uploads = Uploads(kube, self._used)
         self._works = Works(settings, runner, references, self._shelf.ref, self._quotas)
         self._looks = Looks(self._works, settings.progress_interval)
+        self._readers = Readers(kube, settings.namespace)
         self._scrubber = Scrubber(settings.scrub.interval, self._scrub)
 
     async def start(self) -> None:
@@ -232,11 +234,12 @@ class Engine:
         references = await self._versions(entry, image)
         labels = await self._labels_of(entry.namespace)
         original = originals.seen(image, await self._other(image))
+        reading = await self._readers.of(entry.uid, image.status)
         if entry.raw is not raw:
             entry.wake.set()  # it has changed while we looked: what is written must be decided from what is tested
             return
         result = entry.result
-        seen = replace(self._see(entry, image, result, labels, references), original=original)
+        seen = replace(self._see(entry, image, result, labels, references), original=original, reading=reading)
         verdict = decide(seen, self._settings)
         if verdict.finalizer is True:
             finalizers = [*image.metadata.finalizers, FINALIZER]

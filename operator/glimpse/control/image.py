@@ -13,7 +13,7 @@ from glimpse.api.image import HistoryEntry, Looks, Pending, Removal, StoreStatus
 from glimpse.control.describe import describe, events, status
 from glimpse.control.draft import Draft, wanted_stores
 from glimpse.control.ending import delete, suspend
-from glimpse.control.keep import abandon_pending, choose_revision, keep_revisions
+from glimpse.control.keep import abandon_pending, choose_revision, keep_revisions, still_read
 from glimpse.control.outcome import fold
 from glimpse.control.seen import FetchWork, LookWork, Original, RemoveWork, Seen, Verdict, VerifyWork, Work
 from glimpse.control.uploads import BUSY
@@ -200,6 +200,8 @@ def removing(d: Draft) -> bool:
     for removal in d.removals:
         if removal.after > d.now:
             d.times.append(removal.after)
+            continue
+        if still_read(d, removal):
             continue
         for name in removal.stores:
             if name in d.seen.stores and d.seen.stores[name].unreachable is None:

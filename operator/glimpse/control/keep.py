@@ -15,6 +15,9 @@ from glimpse.problems import InvalidConfiguration
 CROWD: Final = 36
 """Beyond so many, a revision that is no longer kept goes without grace."""
 
+LOOK: Final = timedelta(seconds=15)
+"""Until it is looked again whether somebody still reads what is to go."""
+
 
 def choose_revision(d: Draft) -> None:
     """A pin serves what is kept, and nothing else."""
@@ -126,6 +129,27 @@ def keep_revisions(d: Draft) -> None:
     d.stores = {
         n: s for n, s in d.stores.items() if n in d.targets or s.pending_revision or (s.revision and not secure)
     }
+
+
+def still_read(d: Draft, removal: Removal) -> bool:
+    """Whether a gateway reads what is due to go, which is waited for, though not for ever; notes when to look again.
+
+    Nobody waits where a removal was begun, where what goes is damaged, and where too many revisions wait already.
+    """
+    entry = d.entry(removal.revision)
+    until = removal.after + timedelta(seconds=d.settings.reader_grace)
+    if removal.attempt or not entry or until <= d.now or set(entry.stores).isdisjoint(removal.stores):
+        return False
+    if entry in d.history[CROWD:]:
+        return False
+    if d.seen.reading is None:
+        d.times.append(d.now)
+        d.cancel = d.seen.running is not None  # it is a look at stored bytes, and can wait
+        return True
+    if removal.revision not in d.seen.reading:
+        return False
+    d.times.append(min(until, d.now + LOOK))
+    return True
 
 
 def secured(d: Draft) -> bool:

@@ -165,6 +165,8 @@ class Seen:
     """It is this image's turn: a stored copy is to be verified."""
     references: str | None = None
     """Versions of the Secrets and ConfigMaps now, if they were looked at."""
+    reading: frozenset[int] | None = frozenset()
+    """Revisions that a gateway is reading; None: nobody has looked."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -57,9 +57,11 @@ class Caller(NamedTuple):
 class Access:
     """Answers for one installation. `audience` is what a token must be made for."""
 
-    def __init__(self, kube: Kube, audience: str) -> None:
+    def __init__(self, kube: Kube, audience: str, *, anonymous: bool = False) -> None:
+        """`anonymous`: who sends no token may have public images."""
         self._kube = kube
         self._audience = audience
+        self._anonymous = anonymous
         self._callers: _Memo[Review | None] = _Memo()
         self._rights: _Memo[bool] = _Memo()
         self._belongings: _Memo[bool] = _Memo()
@@ -87,6 +89,12 @@ class Access:
             )
         return Caller(key, who)
 
+    async def visitor(self, authorization: str | None, remote: str | None) -> Caller | None:
+        """The same; None for one who sends no such header, where public images need none."""
+        if authorization is None and self._anonymous:
+            return None
+        return await self.caller(authorization, remote)
+
     def unknown(self) -> Refusal:
         """What a caller without a token is told."""
         return Refusal(401, f"Send a token of the audience {self._audience!r}, as Bearer or as the password of Basic.")
@@ -104,12 +112,18 @@ class Access:
         return False
 
     async def belongs(
-        self, caller: Caller, image: tuple[str, str], members: tuple[str, ...], others: tuple[str, ...]
+        self,
+        caller: Caller,
+        image: tuple[str, str],
+        members: tuple[str, ...],
+        others: tuple[str, ...],
+        version: int,
     ) -> bool:
         """Whether the caller belongs to one of an image's member namespaces. Raises Refusal: 429 and 503 as above.
 
         `others` are asked about besides, to make the questions as many as those about another image. For the same
         reason answers are kept for the image and not for each namespace: else the time would tell who its members are.
+        They are kept until members change anywhere, which is when `version` does: else it would tell that these did.
         """
         if not members and not others:
             return False
@@ -122,7 +136,7 @@ class Access:
             answers = await asyncio.gather(*(review(namespace) for namespace in (*members, *others)))
             return any(answers[: len(members)])
 
-        return await self._belongings.answer((caller.key, image, members, others), ask, caller.who.user)
+        return await self._belongings.answer((caller.key, image, version), ask, caller.who.user)
 
     async def administers(self, caller: Caller, namespace: str, name: str) -> bool:
         """Whether the caller may have this image though it is deactivated. Raises Refusal: 429 and 503 as above."""

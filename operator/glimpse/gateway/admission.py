@@ -12,7 +12,7 @@ from glimpse.gateway.access import Access, Caller
 from glimpse.gateway.catalog import Catalog, Entry, Revision
 from glimpse.gateway.links import LOST, Links, is_link
 from glimpse.gateway.paths import Asked
-from glimpse.gateway.refusals import LATER, NOT_FOUND, Refusal
+from glimpse.gateway.refusals import NOT_FOUND, Refusal, incomplete
 
 DEACTIVATED: Final = "This image is deactivated: its owner or an administrator has stopped all downloads of it."
 
@@ -28,15 +28,14 @@ class Admitted(NamedTuple):
 class Admission:
     """The decision about each download."""
 
-    def __init__(self, catalog: Catalog, access: Access, links: Links, *, anonymous: bool) -> None:
-        """`anonymous`: who sends no token may have public images."""
-        self._catalog, self._access, self._links, self._anonymous = catalog, access, links, anonymous
+    def __init__(self, catalog: Catalog, access: Access, links: Links) -> None:
+        self._catalog, self._access, self._links = catalog, access, links
 
     async def admit(self, request: web.Request) -> Admitted:
         """What this request gets. Raises Refusal: 400 to 404, 429, 503."""
         if is_link(request):
             return await self._linked(request)
-        caller = await self._caller(request)
+        caller = await self._access.visitor(request.headers.get("Authorization"), request.remote)
         asked = Asked.of(request)
         known, right = await self.sight(caller, asked.namespace, asked.name)
         if asked.number is not None and not asked.uid:
@@ -61,16 +60,14 @@ class Admission:
         if known and (known.visibility == "public" or (caller and known.visibility == "community")):
             return known, False
         if not caller:
-            raise self._access.unknown()
+            raise self._access.unknown() if self._catalog.complete else incomplete()
         if await self._access.allowed(caller, "get", namespace, name):
             return self._catalog.known(namespace, name), True
         known = self._catalog.known(namespace, name)
-        members = known.members if known else ()
-        if await self._access.belongs(caller, (namespace, name), members, self._catalog.sharing.others(members)):
+        members, sharing = known.members if known else (), self._catalog.sharing
+        if await self._access.belongs(caller, (namespace, name), members, sharing.others(members), sharing.version):
             return known, False
-        if not self._catalog.complete:
-            raise Refusal(503, "Not all images are known yet.", retry_after=LATER)
-        raise Refusal(404, NOT_FOUND)
+        raise Refusal(404, NOT_FOUND) if self._catalog.complete else incomplete()
 
     async def right(self, request: web.Request, namespace: str, name: str) -> None:
         """Return if the caller may download the image by a right in its namespace: who only sees it may not pass it on.
@@ -98,9 +95,3 @@ class Admission:
         await self._links.check(request, asked, time.time())
         lost = Refusal(403, LOST)
         return Admitted(asked, *await self.active(asked.namespace, asked.name, asked.number, asked.uid, lost=lost))
-
-    async def _caller(self, request: web.Request) -> Caller | None:
-        authorization = request.headers.get("Authorization")
-        if authorization is None and self._anonymous:
-            return None
-        return await self._access.caller(authorization, request.remote)

@@ -33,10 +33,11 @@ from glimpse.gateway.keys import Keys
 from glimpse.gateway.linking import Linking
 from glimpse.gateway.links import Links
 from glimpse.gateway.listing import Listing
-from glimpse.gateway.meters import Meters
+from glimpse.gateway.meters import CUT, METHODS, Meters, kind_of
+from glimpse.gateway.reading import Reading
 from glimpse.gateway.redirect import Redirects
 from glimpse.gateway.refusals import Refusal, refuse
-from glimpse.gateway.sending import Sending
+from glimpse.gateway.sending import BODY, Sending
 from glimpse.gateway.sessions import Sessions
 from glimpse.gateway.tls import Certificate
 from glimpse.gateway.tus import Tus
@@ -48,8 +49,8 @@ from glimpse.settings import Settings
 log: Final = logging.getLogger(__name__)
 
 PROBES: Final = ("/healthz", "/readyz", "/metrics")
-METHODS: Final = ("DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT")
-"""Those that are counted by their names: others may be anything."""
+HOLDS: Final = (200, 206)
+"""Statuses of an answer that holds bytes of an image."""
 KEEP_ALIVE: Final = 75.0
 """Seconds that a connection may rest between two requests."""
 LINGER: Final = 2.0
@@ -99,26 +100,28 @@ async def serve(settings: Settings, kube: Kube) -> AsyncIterator[tuple[str, int]
     catalog = Catalog(kube, settings.namespace, silence=settings.silence)
     meters.images.set_function(lambda: len(catalog))
     app = web.Application(middlewares=[_answering(meters)])
-    access = Access(kube, settings.audience)
+    access = Access(kube, settings.audience, anonymous=settings.gateway_anonymous)
     keys = Keys(kube, settings.namespace, silence=settings.silence)
     links = Links(keys, settings.gateway_url, settings.links.maximum)
-    admission = Admission(catalog, access, links, anonymous=settings.gateway_anonymous)
+    admission = Admission(catalog, access, links)
     redirects = Redirects(catalog.places, threads, meters, settings.gateway_redirect, base=settings.gateway_url)
     bandwidth = Bandwidth(settings.gateway_bandwidth, settings.gateway_client_bandwidth)
+    reading = Reading(kube, settings.namespace)
     sending = Sending(catalog, access, threads, meters, bandwidth)
     intake = Intake(settings, kube, catalog, access, admission)
+    intake.count = meters.received.inc
     sessions = Sessions(intake)
     events = Events(catalog.index, access, meters, settings.gateway_idle)
     app.add_routes(
         [
-            *Downloads(catalog, admission, redirects, sending).routes(),
+            *Downloads(catalog, admission, redirects, sending, reading).routes(),
             *Upload(intake).routes(),
             *Tus(intake, sessions).routes(),
             *Linking(admission, links, patience=settings.gateway_idle).routes(),
             *Listing(catalog.index, access).routes(),
             *events.routes(),
             *_probes(catalog, meters),
-            *openapi.routes(app, settings.gateway_url),
+            *openapi.routes(app, settings.gateway_url, anonymous=settings.gateway_anonymous),
         ]
     )
     app.on_shutdown.extend((sessions.close, events.close))
@@ -137,7 +140,10 @@ async def serve(settings: Settings, kube: Kube) -> AsyncIterator[tuple[str, int]
         certificate=certificate,
     )
     door.open()
-    helpers = [asyncio.create_task(_reap(runner.server, settings.gateway_idle), name="reaper")]
+    helpers = [
+        asyncio.create_task(_reap(runner.server, settings.gateway_idle), name="reaper"),
+        asyncio.create_task(reading.follow(), name="reading"),
+    ]
     if certificate:
         helpers.append(asyncio.create_task(certificate.follow(), name="certificate"))
     catalog.start()
@@ -246,20 +252,26 @@ def _answering(meters: Meters) -> Middleware:
             request.protocol.owed_since = None
             if request.protocol.place.beyond:
                 handler = _beyond(request.protocol.place, handler)
-        began, code = time.monotonic(), 0
-        meters.active.inc()
+        began, code, sent, kind = time.monotonic(), 0, 0, kind_of(request)
+        meters.active.labels(kind).inc()
         try:
             response = await _handled(request, handler)
-            code = response.status
+            code, sent = response.status, response.content_length or 0
             return response
         finally:
-            seconds = time.monotonic() - began
-            meters.active.dec()
-            meters.seconds.observe(seconds)
-            meters.requests.labels(request.method if request.method in METHODS else "other", code).inc()
-            path = request.rel_url.raw_path
+            seconds, cut = time.monotonic() - began, not code
+            if request.method == "HEAD":
+                sent = 0
+            elif (rest := request.get(BODY)) is not None and code in (0, *HOLDS):
+                sent, cut = rest.sent, bool(rest)
+            meters.active.labels(kind).dec()
+            meters.seconds.labels(kind).observe(seconds)
+            method = request.method if request.method in METHODS else "other"
+            meters.requests.labels(kind, method, CUT if cut else code).inc()
+            path, end = request.rel_url.raw_path, ", cut" if cut else ""
             level = logging.DEBUG if path in PROBES else logging.INFO
-            log.log(level, "%s %s %s %d %.3f s", request.remote, request.method, path[:SHOWN], code, seconds)
+            form = "%s %s %s %d %d B%s %.3f s"
+            log.log(level, form, request.remote, request.method, path[:SHOWN], code, sent, end, seconds)
 
     return answer
 

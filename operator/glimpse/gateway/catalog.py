@@ -102,7 +102,7 @@ class Catalog:
         self.uploads = Followers()
         self._kube = kube
         self._silence = silence
-        self.index = Index()
+        self.index = Index(lambda: self.complete)
         self._images: dict[tuple[str, str], Entry] = {}
         self._absent: dict[tuple[str, str], float] = {}
         self._looks = asyncio.Semaphore(LOOKING)
@@ -129,25 +129,38 @@ class Catalog:
     @property
     def trouble(self) -> str | None:
         """Why the catalogue may be incomplete or old; None if it is neither."""
-        for kind in (IMAGE.plural, STORE.plural):
-            if kind not in self._synced:
-                return f"the first list of {kind} is not complete"
-            if (silent := time.monotonic() - self._heard[kind]) > self._silence:
-                return f"the watch of {kind} is silent for {silent:.0f} s"
-        return None
+        return self._trouble(IMAGE) or self._trouble(STORE)
 
     @property
     def complete(self) -> bool:
-        """Whether all images were seen once: before, one that is not known may be there."""
-        return IMAGE.plural in self._synced
+        """Whether all images are known, and as they were no longer than `silence` ago.
+
+        Else one may be there that is not known, or be withdrawn unheard.
+        """
+        return self._trouble(IMAGE) is None
+
+    def _trouble(self, kind: Kind) -> str | None:
+        if kind.plural not in self._synced:
+            return f"the first list of {kind.plural} is not complete"
+        if (silent := time.monotonic() - self._heard[kind.plural]) > self._silence:
+            return f"the watch of {kind.plural} is silent for {silent:.0f} s"
+        return None
+
+    @property
+    def _old(self) -> bool:
+        """Whether what is known counts no more. What is known before all is, is as good as ever."""
+        return IMAGE.plural in self._synced and not self.complete
 
     def __len__(self) -> int:
         """How many images can be downloaded."""
         return len(self._images)
 
     def known(self, namespace: str, name: str) -> Entry | None:
-        """What the watch knows of an image: for those who may not learn whether there is one, so nobody is asked."""
-        return self._images.get((namespace, name))
+        """What the watch knows of an image: for those who may not learn whether there is one, so nobody is asked.
+
+        Nothing while the watch is silent for too long: then look at `complete`.
+        """
+        return None if self._old else self._images.get((namespace, name))
 
     async def find(
         self, namespace: str, name: str, number: int | None, uid: str | None
@@ -160,7 +173,7 @@ class Catalog:
         Raises Refusal 503 while the API server is away.
         """
         where = (namespace, name)
-        if found := _pick(self._images.get(where), number, uid):
+        if found := _pick(self.known(namespace, name), number, uid):
             return found
         try:
             async with asyncio.timeout(PATIENCE), self._looks:
@@ -204,7 +217,8 @@ class Catalog:
         known = self._images.get(where)
         entry = None if change == "DELETED" else _entry(obj)
         if entry is None:
-            if known and known.uid == meta["uid"]:
+            # a list tells only of the new object where one was deleted and made anew while nobody looked
+            if known and (change != "DELETED" or known.uid == meta["uid"]):
                 del self._images[where]
                 self.sharing.learn(where, ())
         elif entry != known:

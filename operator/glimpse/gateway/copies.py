@@ -20,7 +20,7 @@ from glimpse.gateway.outlet import Outlet
 from glimpse.gateway.ranges import Span
 from glimpse.problems import DataLost, StoreUnavailable
 from glimpse.stores import Store
-from glimpse.streams import CHUNK, Reader
+from glimpse.streams import CHUNK
 
 OPENING: Final = 10.0
 """Seconds that a store may take to open an object before it counts as unavailable."""
@@ -113,8 +113,10 @@ class Threads:
             raise
 
     @asynccontextmanager
-    async def open(self, store: Store, wanted: Wanted, first: Span) -> AsyncIterator[Copy]:
+    async def open(self, store: Store, wanted: Wanted, first: Span | None) -> AsyncIterator[Copy]:
         """Open an object, as a file where the store has files; the part `first` of it will be sent first.
+
+        None: nothing will be, so that a store is only asked whether it has the object.
 
         Raises NotFound, DataLost (it is another than the catalogue says), StoreUnavailable, also after 10 s.
         """
@@ -142,7 +144,7 @@ class Threads:
             await self.run(store.name, copy.close)
 
 
-def _open(threads: Threads, store: Store, wanted: Wanted, first: Span) -> "_File | _Stream":
+def _open(threads: Threads, store: Store, wanted: Wanted, first: Span | None) -> "_File | _Stream":
     fd = store.open(wanted.key)
     copy = _Stream(threads, store, wanted, first) if fd is None else _File(threads, store, wanted, fd)
     try:
@@ -360,11 +362,12 @@ def fetch(fd: int, start: int, length: int) -> None:
 class _Stream:
     """An object that is pulled out of its store, one part after the other."""
 
-    def __init__(self, threads: Threads, store: Store, wanted: Wanted, first: Span) -> None:
+    def __init__(self, threads: Threads, store: Store, wanted: Wanted, first: Span | None) -> None:
         self._threads, self._store, self._wanted = threads, store, wanted
-        self._context: AbstractContextManager[Reader] = store.get(wanted.key, first.start, first.length)
-        self._opened = first
-        self._reader = self._context.__enter__()
+        self._context: AbstractContextManager[object] = nullcontext()
+        self._opened: Span | None = None
+        if first:
+            self._turn(first)
 
     async def send(self, request: web.Request, response: web.StreamResponse, span: Span, meter: Meter) -> None:
         if span.length and span != self._opened:
@@ -386,7 +389,7 @@ class _Stream:
     def _turn(self, span: Span) -> None:
         """To another part."""
         self._context.__exit__(None, None, None)
-        self._context, self._opened = nullcontext(self._reader), span  # if there is none, there is nothing to close
+        self._context, self._opened = nullcontext(), span  # if there is none, there is nothing to close
         context = self._store.get(self._wanted.key, span.start, span.length)
         self._reader = context.__enter__()
         self._context = context

@@ -3,6 +3,7 @@
 The headers are all decided before a store is asked; what they promise, `sending` keeps.
 """
 
+from collections.abc import Mapping
 from email.utils import format_datetime
 from http import HTTPStatus
 from typing import Final
@@ -15,6 +16,7 @@ from glimpse.gateway.digests import said
 from glimpse.gateway.parts import Body, body
 from glimpse.gateway.paths import CHECKSUMS, REVISION, SERVED, Asked
 from glimpse.gateway.ranges import Span, Unsatisfiable, parse_ranges, precondition, range_applies
+from glimpse.gateway.reading import Reading
 from glimpse.gateway.redirect import Redirects
 from glimpse.gateway.refusals import LATER, NOT_FOUND, Refusal
 from glimpse.gateway.sending import Sending
@@ -26,8 +28,11 @@ MAX_AGE: Final = 86_400
 class Downloads:
     """The handlers of all download links."""
 
-    def __init__(self, catalog: Catalog, admission: Admission, redirects: Redirects, sending: Sending) -> None:
+    def __init__(
+        self, catalog: Catalog, admission: Admission, redirects: Redirects, sending: Sending, reading: Reading
+    ) -> None:
         self._catalog, self._admission, self._redirects, self._sending = catalog, admission, redirects, sending
+        self._reading = reading
 
     def routes(self) -> list[web.RouteDef]:
         """GET and HEAD of the served revision and of each one, with their checksum files."""
@@ -36,16 +41,13 @@ class Downloads:
     async def _serve(self, request: web.Request) -> web.StreamResponse:
         asked, entry, revision = await self._admission.admit(request)
         if asked.checksum:
-            return _checksum(revision, asked, asked.checksum)
+            return _checksum(request, revision, asked, asked.checksum)
         return await self._image(request, asked, entry, revision)
 
     async def _image(self, request: web.Request, asked: Asked, entry: Entry, revision: Revision) -> web.StreamResponse:
         headers = _cached(revision, asked)
-        outcome = precondition(lambda name: _joined(request, name), headers["ETag"], revision.stored_at)
-        if outcome is HTTPStatus.NOT_MODIFIED:
-            return web.Response(status=outcome, headers=headers)
-        if outcome:
-            raise Refusal(outcome, "The image is not, or no longer, the one that your precondition names.")
+        if unchanged := _unchanged(request, headers, revision):
+            return unchanged
         file = _file(revision, asked)
         if elsewhere := await self._redirects.find(request, entry, revision, file):
             return elsewhere
@@ -55,7 +57,9 @@ class Downloads:
         headers |= _digests(request, revision, content)
         response = web.StreamResponse(status=content.status, headers=headers)
         response.content_length = content.length
-        if not await self._sending.send(request, response, entry, revision, content):
+        with self._reading.of(entry.key(revision)):
+            sent = await self._sending.send(request, response, entry, revision, content)
+        if not sent:
             if not await self._catalog.find(asked.namespace, asked.name, asked.number, entry.uid):
                 raise Refusal(404, NOT_FOUND)
             raise Refusal(503, "No store can give the bytes of this image at the moment.", retry_after=LATER)
@@ -87,13 +91,25 @@ def _cached(revision: Revision, asked: Asked) -> dict[str, str]:
     }
 
 
-def _checksum(revision: Revision, asked: Asked, algorithm: str) -> web.Response:
+def _unchanged(request: web.Request, headers: Mapping[str, str], revision: Revision) -> web.Response | None:
+    """The answer to one who has it already; `headers` are those of what he asks for. Raises Refusal 412."""
+    outcome = precondition(lambda name: _joined(request, name), headers["ETag"], revision.stored_at)
+    if outcome is HTTPStatus.NOT_MODIFIED:
+        return web.Response(status=outcome, headers=headers)
+    if outcome:
+        raise Refusal(outcome, "The image is not, or no longer, the one that your precondition names.")
+    return None
+
+
+def _checksum(request: web.Request, revision: Revision, asked: Asked, algorithm: str) -> web.Response:
     """One line, as sha256sum writes it, with the name under which the link is saved: its last part."""
     digest = revision.hex(algorithm)
     if digest is None:
         known = ", ".join(a for a in CHECKSUMS if revision.hex(a)) or "none of these"
         raise Refusal(404, f"The {algorithm} digest of this revision was not computed; there is: {known}.")
     headers = _cached(revision, asked) | {"ETag": f'"{algorithm}:{digest}:line"'}
+    if unchanged := _unchanged(request, headers, revision):
+        return unchanged
     return web.Response(text=f"{digest}  {asked.file}\n", headers=headers)
 
 

@@ -11,12 +11,12 @@ import hashlib
 import logging
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from typing import Final
 
 from aiohttp import web
 
-from glimpse.gateway.access import Access, home
+from glimpse.gateway.access import Access, Caller, client_of, home
 from glimpse.gateway.index import SORTS, Change, Index
 from glimpse.gateway.item import Item, encode
 from glimpse.gateway.listing import HEADERS, PATH, complete, sight
@@ -53,7 +53,7 @@ class Events:
 
     def __init__(self, index: Index, access: Access, meters: Meters, idle: float) -> None:
         self._index, self._access, self._idle = index, access, idle
-        self._users: Counter[str] = Counter()
+        self._users: Counter[Hashable] = Counter()
         self._turns = Turns(WATCHERS)
         self._closing = False
         meters.watchers.set_function(self._users.total)
@@ -68,11 +68,11 @@ class Events:
         self._index.ring()
 
     async def _serve(self, request: web.Request) -> web.StreamResponse:
-        caller = await self._access.caller(request.headers.get("Authorization"), request.remote)
+        caller = await self._access.visitor(request.headers.get("Authorization"), request.remote)
         query = Query.read(request.query.items(), CONTROLS)
         seen = await sight(self._access, caller, query)
         complete(self._index)
-        with self._turn(caller.who.user):
+        with self._turn(*_watcher(caller, request.remote)):
             headers = {**HEADERS, "Content-Type": "text/event-stream", "X-Accel-Buffering": "no"}
             response = web.StreamResponse(headers=headers)
             stream = _Stream(self._index, query, seen, response, self._idle)
@@ -87,10 +87,9 @@ class Events:
             return response
 
     @contextlib.contextmanager
-    def _turn(self, user: str) -> Iterator[None]:
+    def _turn(self, user: Hashable, tenant: str) -> Iterator[None]:
         if self._users[user] >= OWN:
             raise Refusal(429, f"You watch {OWN} times already.", retry_after=LATER)
-        tenant = home(user) or user
         if self._closing or not self._turns.take(tenant):
             raise Refusal(503, "There are too many watchers, here or of your namespace.", retry_after=LATER)
         self._users[user] += 1
@@ -120,11 +119,20 @@ class Events:
     async def _still(self, request: web.Request, stream: "_Stream") -> bool:
         """Whether the watcher sees what he saw; else he comes again and is told what there is for him."""
         try:
-            caller = await self._access.caller(request.headers.get("Authorization"), request.remote)
+            caller = await self._access.visitor(request.headers.get("Authorization"), request.remote)
+            complete(self._index)
             return await sight(self._access, caller, stream.query) == stream.seen
         except Refusal as refusal:
             log.info("the events for %s end: %s", request.remote, refusal.detail)
             return False
+
+
+def _watcher(caller: Caller | None, remote: str | None) -> tuple[Hashable, str]:
+    """Whose place it is, and whose tenant's: all who send no token are one."""
+    if caller is None:
+        return client_of(remote), ""
+    user = caller.who.user
+    return ("user", user), home(user) or user
 
 
 class _Stream:
@@ -137,7 +145,7 @@ class _Stream:
         self._index, self._response, self._idle = index, response, idle
         self._sent = time.monotonic()
         self._sieve = query.sieve(seen)
-        about = repr((query.pairs, seen.everywhere, sorted(seen.namespaces)))
+        about = repr((query.pairs, seen.everywhere, seen.stranger, sorted(seen.namespaces)))
         # an id is good for the same question of one who sees the same: else he would miss what he did not see
         self._suffix = hashlib.sha256(about.encode(errors="replace")).hexdigest()[:8]
 

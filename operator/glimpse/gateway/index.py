@@ -84,7 +84,9 @@ class _Order:
 class Index:
     """The images."""
 
-    def __init__(self) -> None:
+    def __init__(self, fresh: Callable[[], bool] = lambda: True) -> None:
+        """`fresh`: whether what was heard of the images is not too old to be told."""
+        self._fresh = fresh
         self.epoch = secrets.token_hex(4)
         """Tells the numbers of this index from those of one before or beside it."""
         self.number = 0
@@ -102,6 +104,11 @@ class Index:
     def __len__(self) -> int:
         """How many images there are."""
         return len(self._items)
+
+    @property
+    def complete(self) -> bool:
+        """Whether all images are known as they are."""
+        return self.synced and self._fresh()
 
     # --- what the watch says
 

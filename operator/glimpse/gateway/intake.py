@@ -70,6 +70,8 @@ class Intake:
         self._access, self._admission = access, admission
         self.runner = Inline(stop_grace=settings.transfers.stop_grace, at_once=settings.uploads.at_once)
         self._turns = Turns(settings.uploads.at_once)
+        self.count: Callable[[int], None] = lambda _bytes: None
+        """Told of each byte that was received."""
         self.yields: Callable[[str | None], Awaitable[None]] | None = None
         """Has a place given back that is held without need: in this namespace, if one is named."""
 

@@ -14,8 +14,8 @@ from glimpse.gateway.access import Access, Caller
 from glimpse.gateway.index import SORTS, Index
 from glimpse.gateway.item import Item, encode
 from glimpse.gateway.query import CONTROLS, PAGING, Query
-from glimpse.gateway.refusals import LATER, Refusal
-from glimpse.gateway.sight import Sight, look
+from glimpse.gateway.refusals import Refusal, incomplete
+from glimpse.gateway.sight import STRANGER, Sight, look
 
 log: Final = logging.getLogger(__name__)
 
@@ -29,8 +29,15 @@ PIECE: Final = 64 << 10
 HEADERS: Final = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
 
 
-async def sight(access: Access, caller: Caller, query: Query) -> Sight:
-    """What this caller sees. Raises Refusal 403 if he speaks for a namespace that he does not belong to; 429, 503."""
+async def sight(access: Access, caller: Caller | None, query: Query) -> Sight:
+    """What this caller sees; None: one without a token, where that is allowed.
+
+    Raises Refusal 403 if he speaks for a namespace that he does not belong to; 401, 429, 503.
+    """
+    if caller is None:
+        if query.acting:
+            raise access.unknown()
+        return STRANGER
     seen = await look(access, caller, query.named)
     for name in sorted(query.acting):
         if not seen.owns(name):
@@ -41,9 +48,9 @@ async def sight(access: Access, caller: Caller, query: Query) -> Sight:
 
 
 def complete(index: Index) -> None:
-    """Raise Refusal 503 while the index does not know all images."""
-    if not index.synced:
-        raise Refusal(503, "The list of images is not complete yet.", retry_after=LATER)
+    """Raise Refusal 503 while the index does not know all images as they are."""
+    if not index.complete:
+        raise incomplete()
 
 
 class Listing:
@@ -57,7 +64,7 @@ class Listing:
         return [web.get(PATH, self._serve)]
 
     async def _serve(self, request: web.Request) -> web.StreamResponse:
-        caller = await self._access.caller(request.headers.get("Authorization"), request.remote)
+        caller = await self._access.visitor(request.headers.get("Authorization"), request.remote)
         query = Query.read(request.query.items(), CONTROLS | PAGING)
         seen = await sight(self._access, caller, query)
         complete(self._index)

@@ -104,12 +104,15 @@ def _plain(schema: Json) -> Json:
 # --- the document
 
 
-def routes(app: web.Application, url: str) -> list[web.RouteDef]:
-    """GET of the document over all routes of this application; `url` is its address for consumers."""
+def routes(app: web.Application, url: str, *, anonymous: bool) -> list[web.RouteDef]:
+    """GET of the document over all routes of this application; `url` is its address for consumers.
+
+    `anonymous`: public images need no token.
+    """
 
     @cache
     def made() -> bytes:
-        return encode(document(app.router, url))
+        return encode(document(app.router, url, anonymous=anonymous))
 
     async def serve(_request: web.Request) -> web.Response:
         return web.Response(body=made(), content_type="application/json", headers={"X-Content-Type-Options": "nosniff"})
@@ -117,12 +120,14 @@ def routes(app: web.Application, url: str) -> list[web.RouteDef]:
     return [web.get(PATH, serve)]
 
 
-def document(router: web.UrlDispatcher, url: str) -> Json:
-    """The document. Raises KeyError for a route that is not described here."""
+def document(router: web.UrlDispatcher, url: str, *, anonymous: bool = False) -> Json:
+    """The document; `anonymous` as in `routes`. Raises KeyError for a route that is not described here."""
     paths: dict[str, Json] = {}
     for method, path, parts in _operations(router):
         said = SAID.get((method, path)) or SAID["GET" if method == "HEAD" else method, path]
         paths.setdefault(path, {})[method.lower()] = _operation(method, said, parts)
+        if anonymous and said.public:
+            paths[path][method.lower()]["security"].append({})  # which is none
     return {
         "openapi": "3.1.0",
         "info": {

@@ -36,6 +36,8 @@ class Said(NamedTuple):
     body: Json | None = None
     words: Mapping[str, str] = {}
     """About the parts of the path."""
+    public: bool = False
+    """Public images need no token, where the gateway is set so."""
 
 
 def _header(name: str, words: str, *, required: bool = False, **schema: Any) -> Json:
@@ -149,6 +151,7 @@ SAID: Final[Mapping[tuple[str, str], Said]] = {
         (*_DENIED, 412, 416),
         (*_CONDITIONS, *_WISHES, *_RANGES),
         words=_NAMES,
+        public=True,
     ),
     ("GET", _REVISION): Said(
         "One revision, for as long as it is kept",
@@ -163,6 +166,7 @@ SAID: Final[Mapping[tuple[str, str], Said]] = {
         ),
         (*_TOKEN, *_LINK),
         words=_NUMBER,
+        public=True,
     ),
     ("PUT", _SERVED): Said(
         "Upload the bytes of a new revision; answered when it is served",
@@ -238,12 +242,14 @@ SAID: Final[Mapping[tuple[str, str], Said]] = {
         {200: answer("The page.", "application/json", ref("Page"), headers=_FRESH)},
         (400, 401, 403, 429, 503),
         (*_FILTERED, *_PAGES),
+        public=True,
     ),
     ("GET", f"{_LIST}/events"): Said(
         "What changes among them, as server-sent events, without an end",
         {200: answer("Events.", "text/event-stream", headers=_FRESH)},
         (400, 401, 403, 429, 503),
         (*_FILTERED, _header("Last-Event-ID", "Go on after this event.")),
+        public=True,
     ),
     ("GET", "/healthz"): Said("Whether it lives", {200: answer("It does.", "text/plain")}, security=()),
     ("GET", "/readyz"): Said("Whether it can serve", {200: answer("It can.", "text/plain")}, (503,), security=()),

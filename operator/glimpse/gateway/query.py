@@ -37,6 +37,8 @@ PAGING: Final = frozenset({"sort", "limit", "cursor"})
 """What may be asked of a page."""
 _VALUE: Final = 1300
 """Characters of one value: no property is longer."""
+STARS: Final = 8
+"""`*` in all values of one filter: every image is looked at for the text between two of them."""
 _NUMBER: Final = 40
 """Characters of a number or a time."""
 _CURSOR: Final = 3072
@@ -217,7 +219,9 @@ def _pattern(attribute: str, *, fold: bool = False) -> Filter:
     """One of the values, in which `*` stands for any text."""
     get = attrgetter(attribute)
 
-    def make(_name: str, values: list[str]) -> Test:
+    def make(name: str, values: list[str]) -> Test:
+        if sum(value.count("*") for value in values) > STARS:
+            raise Refusal(400, f"{name} may have {STARS} times '*', in all that is given.")
         folded = [value.casefold() for value in values] if fold else values
         if not any("*" in value for value in folded):
             wanted = frozenset(folded)

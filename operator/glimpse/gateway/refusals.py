@@ -63,3 +63,8 @@ def title_of(status: int) -> str:
 def away() -> Refusal:
     """The API server cannot be asked."""
     return Refusal(503, "The API server does not answer at the moment.", retry_after=LATER)
+
+
+def incomplete() -> Refusal:
+    """The catalogue does not know all images as they are."""
+    return Refusal(503, "Not all images are known as they are at the moment.", retry_after=LATER)

@@ -26,6 +26,10 @@ from glimpse.stores import Store
 log: Final = logging.getLogger(__name__)
 
 
+BODY: Final = web.RequestKey("body", Rest)
+"""Under which a request holds what is still to be sent, for who wants to know what has become of it."""
+
+
 class Sending:
     """Sends bodies."""
 
@@ -45,13 +49,15 @@ class Sending:
         """
         wanted = Wanted(entry.key(revision), revision.size, revision.digest)
         rest, pace = Rest(content.pieces), await self._pace(request)
+        request[BODY] = rest
         async with aclosing(self._catalog.places.copies(revision.stores)) as copies:
             async for found in copies:
                 if not rest:
                     break
                 store = _told(found, entry, revision)
                 try:
-                    async with self._threads.open(store, wanted, rest.span) as copy:
+                    first = None if request.method == "HEAD" else rest.span
+                    async with self._threads.open(store, wanted, first) as copy:
                         if not response.prepared:
                             await response.prepare(request)
                         if request.method == "HEAD":

@@ -229,6 +229,7 @@ class Session:
             if not sent:  # a part of it may be in the pipe
                 await self._stop()
         self.offset += len(data)
+        self._intake.count(len(data))
         self.account.offset = self.offset
 
     async def finish(self) -> None:

@@ -12,6 +12,8 @@ class Sharing:
     def __init__(self) -> None:
         self._shared: dict[tuple[str, str], tuple[str, ...]] = {}
         self._widest: tuple[str, ...] | None = ()
+        self.version = 0
+        """Another one with each change of any image's members."""
 
     def learn(self, where: tuple[str, str], members: tuple[str, ...]) -> None:
         """What the members of an image are now; none if it is not shared, or gone."""
@@ -21,6 +23,7 @@ class Sharing:
             self._shared[where] = members
         else:
             del self._shared[where]
+        self.version += 1
         self._widest = None  # found when it is needed: a first list brings thousands
 
     def others(self, members: tuple[str, ...]) -> tuple[str, ...]:

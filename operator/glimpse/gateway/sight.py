@@ -8,7 +8,7 @@ names.
 
 import asyncio
 from collections.abc import Iterable
-from typing import NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from glimpse.gateway.access import Access, Caller, home
 
@@ -22,6 +22,10 @@ class Image(Protocol):
     def visibility(self) -> str: ...  # noqa: D102
     @property
     def members(self) -> tuple[str, ...]: ...  # noqa: D102
+    @property
+    def deactivated(self) -> bool: ...  # noqa: D102
+    @property
+    def digest(self) -> str: ...  # noqa: D102
 
 
 class Sight(NamedTuple):
@@ -30,14 +34,21 @@ class Sight(NamedTuple):
     everywhere: bool
     """To all."""
     namespaces: frozenset[str]
+    stranger: bool = False
+    """He has sent no token, and sees what anybody may download."""
 
     def owns(self, namespace: str) -> bool:
         """Whether he belongs to this one."""
         return self.everywhere or namespace in self.namespaces
 
 
+STRANGER: Final = Sight(everywhere=False, namespaces=frozenset(), stranger=True)
+
+
 def visible(image: Image, sight: Sight) -> bool:
     """Whether a caller with this sight may know of this image."""
+    if sight.stranger:
+        return image.visibility == "public" and not image.deactivated and image.digest != ""
     if sight.owns(image.namespace) or image.visibility in ("public", "community"):
         return True
     return image.visibility == "shared" and not sight.namespaces.isdisjoint(image.members)

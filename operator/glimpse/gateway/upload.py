@@ -111,6 +111,7 @@ class Upload:
         def count(sent: int) -> None:
             grant.check()
             account.offset += sent
+            self._intake.count(sent)
 
         feed = Feed(self._intake.runner, task)
         try:
