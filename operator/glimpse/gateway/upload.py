@@ -114,8 +114,8 @@ class Upload:
         feed = Feed(self._intake.runner, task)
         try:
             await feed.start()
-            await go_on(request)
             async with self._intake.patience() as patience:
+                await go_on(request)
                 await hand_on(request, feed, patience, count)
             await feed.end()
         except Problem as problem:
