@@ -122,7 +122,7 @@ class Account:
             return
         reason, message = "UploadFailed", f"it broke off after {self.offset} bytes"
         if isinstance(error, Problem):
-            reason, message = error.reason, said(error)
+            reason, message = error.reason, said(error.reason, error.message)
         elif isinstance(error, Refusal):
             message = error.detail
         failure = UploadFailure(reason=reason, message=message[:2048])

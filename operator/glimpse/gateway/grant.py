@@ -3,6 +3,7 @@
 All of it stands in the status of the Image, which is followed and not asked for.
 """
 
+import logging
 import math
 from typing import Final
 
@@ -10,8 +11,10 @@ from pydantic import ValidationError
 
 from glimpse.api.image import HistoryEntry, Image, Pending
 from glimpse.gateway.follow import Followed
-from glimpse.gateway.refusals import LATER, NOT_FOUND, Refusal
+from glimpse.gateway.refusals import LATER, NOT_FOUND, Refusal, said
 from glimpse.kube import Object
+
+log: Final = logging.getLogger(__name__)
 
 TURN: Final = 10.0
 """Seconds that another upload for the same image is waited for."""
@@ -56,9 +59,15 @@ class Grant:
             status = understood(followed.obj).status
             if status.pending and status.pending.upload:
                 raise Refusal(409, OTHER, retry_after=LATER)
-        said = {each.type: each for each in status.conditions}
-        why = next((said[name] for name in ("Stalled", "Reconciling", "Ready") if name in said), None)
-        text = f": {why.reason}: {why.message}" if why and why.reason != "WaitingForUpload" else "."
+        now = {each.type: each for each in status.conditions}
+        why = next((now[name] for name in ("Stalled", "Reconciling", "Ready") if name in now), None)
+        text = "."
+        if why and why.reason != "WaitingForUpload":
+            reason, message = why.reason, why.message
+            if reason == "ProgressingWithRetry":  # of what, its message says
+                reason, _, message = message.partition(": ")
+            log.warning("no upload may begin: %s: %s", reason, message)
+            text = f": {reason}: {said(reason, message)}"
         raise Refusal(503, f"The image cannot take an upload at the moment{text}", retry_after=LATER)
 
     async def image(self) -> Image:

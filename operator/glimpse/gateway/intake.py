@@ -299,4 +299,4 @@ def told(problem: Problem) -> Refusal:
     status = status or (422 if problem.permanent else 503)
     later = LATER if status in (503, 507) else None
     log.warning("an upload has failed: %s: %s", problem.reason, problem.message)
-    return Refusal(status, f"{problem.reason}: {said(problem)}", retry_after=later)
+    return Refusal(status, f"{problem.reason}: {said(problem.reason, problem.message)}", retry_after=later)

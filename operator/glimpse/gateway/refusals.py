@@ -99,7 +99,7 @@ def away() -> Refusal:
     return Refusal(503, "The API server does not answer at the moment.", retry_after=LATER)
 
 
-def said(problem: Problem) -> str:
-    """What a sender hears of a worker's failure: all that is wrong with his bytes, and of ours what kind of trouble."""
-    words = _OURS.get(type(problem))
-    return f"{words}; an administrator finds more in the gateway's log." if words else problem.message
+def said(reason: str, message: str) -> str:
+    """What a sender hears of a Problem: all that is wrong with his bytes, and of ours what kind of trouble it is."""
+    words = next((text for kind, text in _OURS.items() if kind.reason == reason), None)
+    return f"{words}; an administrator finds more in the gateway's log." if words else message
