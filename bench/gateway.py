@@ -2,6 +2,7 @@
 
 `make bench gateway`. Downloads come from a store's files, of which nginx serves the very same (hard links), so both
 find them alike in the page cache; the crowd of clients is a process of its own (`load.py`).
+`ARGS=--huge` uploads 64 GiB and nothing else, to see that memory does not grow with size.
 """
 
 import argparse
@@ -16,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
@@ -33,6 +35,7 @@ PAGE: Final = ROOT / "docs" / "performance.md"
 HEADING: Final = "## The gateway"
 FILES: Final = 1000
 CROWDS: Final = (1, 16, 200)
+HUGE: Final = 64 << 30
 Row = tuple[str, str, str, str]
 
 
@@ -63,8 +66,8 @@ class Bench:
                 self.glimpse.await_ready("gateway")
                 if {"large", "small", "memory"} & {*parts}:
                     self.downloads(parts)
-                if "upload" in parts:
-                    self.upload()
+                if {"upload", "huge"} & {*parts}:
+                    self.uploads(parts)
             finally:
                 self.glimpse.stop()
                 self.shelf.close()
@@ -157,17 +160,24 @@ class Bench:
 
     # --- uploads
 
-    def upload(self) -> None:
-        """One large image, from a file to Ready."""
+    def uploads(self, parts: Sequence[str]) -> None:
+        """Into a store of their own, by the operator too."""
         self.glimpse.launch("operator")
         self.glimpse.await_ready("operator")
         (self.folder / "uploads").mkdir()
         store = {"apiVersion": "glimpse.dev/v1alpha1", "kind": "ImageStore", "metadata": {"name": "uploads"}}
         self.cluster.apply(store | {"spec": {"filesystem": {"path": str(self.folder / "uploads")}}})
+        if "upload" in parts:
+            self.upload(self.awaited("upload"))
+        if "huge" in parts:
+            self.huge(self.awaited("huge"))
+
+    def awaited(self, name: str) -> str:
+        """Where the bytes of a new image go, which waits for them."""
         image: dict[str, Any] = {
             "apiVersion": "glimpse.dev/v1alpha1",
             "kind": "Image",
-            "metadata": {"name": "upload", "namespace": self.namespace},
+            "metadata": {"name": name, "namespace": self.namespace},
             "spec": {"source": {"upload": {}}, "stores": ["uploads"], "revisions": {"keep": 1, "grace": "0s"}},
         }
         self.cluster.apply(image)
@@ -177,11 +187,35 @@ class Bench:
             return any(each["reason"] == "WaitingForUpload" for each in status.get("conditions", ()))
 
         wait_until("the image to wait", waits, timeout=60)
+        return f"{self.glimpse.installation.gateway_url}/v1/namespaces/{self.namespace}/images/{name}"
+
+    def huge(self, link: str) -> None:
+        """One of 64 GiB, all zeros and a file of holes: what memory it takes, of the gateway and of its worker."""
+        file, gateway = self.folder / "huge.img", self.glimpse.processes["gateway"].pid
+        with file.open("wb") as out:
+            out.truncate(HUGE)
+        Path(f"/proc/{gateway}/clear_refs").write_text("5")
+        command = ["curl", "-sS", "--fail-with-body", "-T", str(file), "--oauth2-bearer", self.token, link]
+        began, peaks = time.monotonic(), dict[int, str]()
+        with subprocess.Popen(command, stdout=subprocess.DEVNULL) as sender:
+            while sender.poll() is None:
+                for pid in [each for warm in children(gateway) for each in children(warm)]:
+                    with suppress(OSError, AssertionError):  # it has just ended
+                        peaks[pid] = _peak(pid)
+                time.sleep(0.5)
+        assert sender.returncode == 0
+        seconds = time.monotonic() - began
+        title = f"upload of {HUGE >> 30} GiB of zeros by curl, to Ready, with sha256"
+        self.row(title, f"{seconds:.0f} s, {HUGE / seconds / 1e6:.0f} MB/s", "", "")
+        text = f"gateway {_peak(gateway)}, worker {', '.join(peaks.values())}"
+        self.row("peak memory (RSS) meanwhile", text, "", "does not grow with size")
+
+    def upload(self, link: str) -> None:
+        """One large image, from a file to Ready."""
         file, copy = self.folder / "upload.img", self.folder / "copy.img"
         with file.open("wb") as out:
             for _ in range(self.mib):
                 out.write(os.urandom(1 << 20))
-        link = f"{self.glimpse.installation.gateway_url}/v1/namespaces/{self.namespace}/images/upload"
 
         def ours() -> None:
             _run("curl", "-sS", "--fail-with-body", "-T", file, "--oauth2-bearer", self.token, link)
@@ -233,6 +267,11 @@ def _rounds(rounds: int, reset: Callable[[], None], *things: Callable[[], None])
     return seconds
 
 
+def children(pid: int) -> list[int]:
+    """The processes that this one has started (proc(5))."""
+    return [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
 def _peak(pid: int) -> str:
     match = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
     assert match
@@ -277,6 +316,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=3, help="how often each thing is measured")
     parser.add_argument("--seconds", type=float, default=5.0, help="how long a crowd asks")
     parser.add_argument("--parts", default="large,small,memory,upload", help="what is measured")
+    parser.add_argument("--huge", action="store_true", help="only an upload of 64 GiB, of minutes; writes no page")
     parser.add_argument("--folder", type=Path, help="where: the file system that is measured")
     parser.add_argument("--dry", action="store_true", help="print only, write no page")
     arguments = parser.parse_args()
@@ -285,10 +325,10 @@ def main() -> int:
     folder = Path(tempfile.mkdtemp(prefix="glimpse-bench-", dir=arguments.folder))
     try:
         bench = Bench(folder, arguments.mib, arguments.rounds, arguments.seconds)
-        bench.run(arguments.parts.split(","))
+        bench.run(["huge"] if arguments.huge else arguments.parts.split(","))
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    if not arguments.dry:
+    if not (arguments.dry or arguments.huge):
         PAGE.write_text(page(PAGE.read_text(), bench.rows))
     return 0
 

@@ -183,8 +183,10 @@ class Uploads(_Group):
     rate_window: float = Field(default=60.0, gt=0)
     """Seconds of waiting for a sender over which `minimum_rate` is measured."""
     expiry: float = Field(default=6 * 3600.0, ge=1)
-    """Seconds after which an upload in parts (tus) ends if nothing more of it comes. Until then no other upload for the
-    same image can begin."""
+    """Seconds after which an upload in parts (tus) ends if nothing more of it comes."""
+    given_up: float = Field(default=900.0, ge=60)
+    """Seconds after which an upload in parts that no request has come for gives way to a new upload for the same
+    image. Until then no other can begin."""
     linger: float = Field(default=30.0, ge=0)
     """Seconds that the worker of an upload in parts waits for the next one. Then what it has is left in the stores, and
     read again when more comes."""

@@ -10,6 +10,7 @@ from glimpse.api.upload import ImageUpload
 from glimpse.gateway.account import Account
 from glimpse.gateway.refusals import Refusal
 from glimpse.kube import IMAGE, UPLOAD, Gone, Kube
+from glimpse.problems import ChecksumMismatch, Problem, StoreUnavailable
 from servers.kube import Cluster
 
 LONG = timedelta(hours=1)
@@ -85,3 +86,22 @@ async def test_what_ends_badly(kube: Kube, account: Account) -> None:
     status = (await read(kube, account)).status
     assert status.failure
     assert (status.outcome, status.failure.message, status.holder) == ("Failed", "changed meanwhile", None)
+
+
+@pytest.mark.parametrize(
+    ("problem", "message"),
+    [
+        (ChecksumMismatch("the bytes have another digest"), "the bytes have another digest"),
+        (StoreUnavailable("store s: /srv/images on 10.1.2.3 is away"), "a store cannot be reached; an administrator"),
+    ],
+)
+async def test_troubles_of_ours(kube: Kube, account: Account, problem: Problem, message: str) -> None:
+    """What is wrong with bytes is said in full; of the installation whoever reads it learns no address and no path."""
+    with pytest.raises(type(problem)):
+        async with account.ending():
+            raise problem
+    failure = (await read(kube, account)).status.failure
+    assert failure
+    assert failure.reason == problem.reason
+    assert failure.message.startswith(message)
+    assert "10.1.2.3" not in failure.message

@@ -3,6 +3,7 @@
 import gzip
 import json
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -382,3 +383,19 @@ def test_compressed(tenant: Tenant, sender: str) -> None:
     tus = Tus(tenant, "a", sender).begun(len(packed))
     tus.sent(0, packed, 500_000)
     served(tenant, "a", sender, DATA)
+
+
+def test_eight_at_once(tenant: Tenant, sender: str) -> None:
+    """Each image gets the bytes of its own sender, part by part in turn with those of others."""
+    store = tenant.store()
+    names = [f"i{number}" for number in range(8)]
+    for name in names:
+        waiting(tenant, name, store)
+
+    def upload(name: str) -> None:
+        data = content(int(name[1:]), len(DATA))
+        Tus(tenant, name, sender).begun(len(data)).sent(0, data, 400_000)
+        served(tenant, name, sender, data)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(upload, names))

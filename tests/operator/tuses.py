@@ -5,14 +5,17 @@ import hashlib
 import http.client
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from tests.operator.conftest import SETTINGS
 from tests.operator.support import Tenant
 from tests.operator.test_restart import children
 
 from servers import wait_until
+from servers.glimpse import Glimpse
 from servers.shelf import Answer, ask
 
 VERSION = {"Tus-Resumable": "1.0.0"}
@@ -40,7 +43,8 @@ class Tus:
     """Of the upload, as the gateway named it."""
     gateway: str = ""
     """Which replica is asked; the one of the installation if it is empty."""
-    answers: list[Answer] = field(default_factory=list)
+    ca: Path | None = None
+    """Who must have signed the gateway's certificate."""
 
     def url(self, path: str = "") -> str:
         """Where it is."""
@@ -59,12 +63,13 @@ class Tus:
 
     def ask(self, method: str, body: bytes | None = None, *, token: str | None = None, **headers: str) -> Answer:
         """One request to it."""
-        return ask(self.url(), method=method, body=body, token=token or self.token, headers=VERSION | named(headers))
+        said = VERSION | named(headers)
+        return ask(self.url(), method=method, body=body, token=token or self.token, headers=said, ca=self.ca)
 
     def create(self, size: int, headers: dict[str, str] | None = None, first: bytes | None = None) -> Answer:
         """Begin."""
         said = VERSION | {"Upload-Length": str(size)} | (PART if first is not None else {}) | named(headers or {})
-        answer = ask(self.url(self.start), method="POST", body=first, token=self.token, headers=said)
+        answer = ask(self.url(self.start), method="POST", body=first, token=self.token, headers=said, ca=self.ca)
         self.path = answer.headers["Location"] or self.path
         return answer
 
@@ -114,6 +119,21 @@ class Tus:
         """The status of the ImageUpload."""
         found: dict[str, Any] = self.tenant.read(self.name, "ImageUpload").get("status", {})
         return found
+
+
+@contextmanager
+def another_gateway(tenant: Tenant, folder: Path, ca: Path | None = None, **settings: str) -> Iterator[Tenant]:
+    """The tenant as he is at a second gateway of the installation, with these settings of its own."""
+    named = {f"GLIMPSE_{name}": value for name, value in settings.items()}
+    gateway = Glimpse(folder, cluster=tenant.cluster, settings=SETTINGS | named, ca=ca)
+    gateway.launch("gateway")
+    try:
+        gateway.await_ready("gateway")
+        yield replace(tenant, glimpse=gateway)
+    finally:
+        gateway.stop()
+    log = (folder / "gateway.log").read_text()
+    assert "Traceback" not in log, log[log.index("Traceback") - 1000 :][:6000]
 
 
 def workers(tenant: Tenant) -> list[int]:

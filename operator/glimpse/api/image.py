@@ -217,7 +217,7 @@ class ImageSpec(Model):
     hidden: bool = False
     """Leave the image out of lists."""
     deactivated: bool = False
-    """Refuse downloads to all but administrators, those who may `get images/deactivated`."""
+    """Refuse downloads and uploads to all but administrators, those who may `get images/deactivated`."""
     tags: Annotated[
         tuple[Annotated[str, Field(min_length=1, max_length=255), Words], ...], Field(max_length=64), ListSet()
     ] = ()

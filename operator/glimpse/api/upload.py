@@ -64,7 +64,7 @@ class ImageUploadStatus(Model):
     holder: Annotated[str | None, Field(max_length=128)] = None
     """The replica of the gateway whose worker takes the bytes; absent while nobody sends any."""
     held_until: Time | None = None
-    """When another replica may take it over without being asked to wait."""
+    """When another replica may take it over without being asked to wait; once nobody has it, since when that is so."""
     asked_by: Annotated[str | None, Field(max_length=128)] = None
     """A replica that wants to have it: it gets it between two requests."""
 

@@ -15,7 +15,7 @@ from typing import Any, Final, Self
 from glimpse.api.base import GROUP, VERSION
 from glimpse.api.image import Image
 from glimpse.api.upload import ImageUpload, UploadFailure
-from glimpse.gateway.refusals import Refusal, away
+from glimpse.gateway.refusals import Refusal, away, said
 from glimpse.kube import IMAGE, UPLOAD, ApiError, Conflict, Forbidden, Gone, Kube, Object
 from glimpse.problems import Problem
 
@@ -62,7 +62,8 @@ class Account:
             return cls(kube, await kube.create(UPLOAD, body, meta.namespace))
         except Forbidden as error:
             log.warning("no upload can be begun in %s: %s", meta.namespace, error.message)
-            raise Refusal(403, f"No upload can be begun in the namespace {meta.namespace}: {error.message}") from error
+            text = f"Kubernetes lets no upload begin in the namespace {meta.namespace}, by a quota or a policy that an "
+            raise Refusal(403, f"{text}administrator finds in the gateway's log.") from error
         except ApiError as error:
             raise away() from error
 
@@ -107,7 +108,7 @@ class Account:
 
     def release(self) -> None:
         """Nobody has it in hand from now on."""
-        self.status = self.status.but(holder=None, held_until=None, asked_by=None)
+        self.status = self.status.but(holder=None, held_until=datetime.now(UTC), asked_by=None)
 
     def store(self, revision: int, kept: timedelta) -> None:
         """All has come, and is to be this revision. `kept`: how long that is still to be said."""
@@ -121,7 +122,7 @@ class Account:
             return
         reason, message = "UploadFailed", f"it broke off after {self.offset} bytes"
         if isinstance(error, Problem):
-            reason, message = error.reason, error.message
+            reason, message = error.reason, said(error.reason, error.message)
         elif isinstance(error, Refusal):
             message = error.detail
         failure = UploadFailure(reason=reason, message=message[:2048])

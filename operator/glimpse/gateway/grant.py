@@ -3,6 +3,7 @@
 All of it stands in the status of the Image, which is followed and not asked for.
 """
 
+import logging
 import math
 from typing import Final
 
@@ -10,8 +11,10 @@ from pydantic import ValidationError
 
 from glimpse.api.image import HistoryEntry, Image, Pending
 from glimpse.gateway.follow import Followed
-from glimpse.gateway.refusals import LATER, NOT_FOUND, Refusal
+from glimpse.gateway.refusals import LATER, NOT_FOUND, Refusal, said
 from glimpse.kube import Object
+
+log: Final = logging.getLogger(__name__)
 
 TURN: Final = 10.0
 """Seconds that another upload for the same image is waited for."""
@@ -19,9 +22,11 @@ BEGIN: Final = 60.0
 """Seconds that the operator may take to give an upload a revision."""
 PROMOTE: Final = 120.0
 """Seconds that it may take to make a revision of what was stored."""
+LOOK: Final = 30.0
+"""Seconds that it may take to look at a spec that was changed."""
 OTHER: Final = (
     "Another upload for this image is under way. If it was given up, end it: kubectl get imageuploads shows it, "
-    "kubectl delete imageupload ends it, and it ends by itself when it expires."
+    "kubectl delete imageupload ends it, and so does a new upload when no request has come for it for some minutes."
 )
 CHANGED: Final = "The image was changed while its bytes were uploaded; upload them again."
 
@@ -54,10 +59,31 @@ class Grant:
             status = understood(followed.obj).status
             if status.pending and status.pending.upload:
                 raise Refusal(409, OTHER, retry_after=LATER)
-        said = {each.type: each for each in status.conditions}
-        why = next((said[name] for name in ("Stalled", "Reconciling", "Ready") if name in said), None)
-        text = f": {why.reason}: {why.message}" if why and why.reason != "WaitingForUpload" else "."
+        now = {each.type: each for each in status.conditions}
+        why = next((now[name] for name in ("Stalled", "Reconciling", "Ready") if name in now), None)
+        text = "."
+        if why and why.reason != "WaitingForUpload":
+            reason, message = why.reason, why.message
+            if reason == "ProgressingWithRetry":  # of what, its message says
+                reason, _, message = message.partition(": ")
+            log.warning("no upload may begin: %s: %s", reason, message)
+            text = f": {reason}: {said(reason, message)}"
         raise Refusal(503, f"The image cannot take an upload at the moment{text}", retry_after=LATER)
+
+    async def image(self) -> Image:
+        """The Image that the revision is for, with the spec that the operator has given it for. Raises Refusal.
+
+        What was read before, or was changed since, may ask for other bytes than the revision will be taken for.
+        """
+        if found := await self._followed.until(self._agreed, LOOK):
+            return found
+        text = f"The image was changed, and the operator has not looked at it for {LOOK:.0f} s."
+        raise Refusal(503, text, retry_after=LATER)
+
+    def _agreed(self, obj: Object | None) -> Image | None:
+        image = understood(obj)
+        self._still(image)
+        return image if image.status.observed_generation == image.metadata.generation else None
 
     def check(self) -> None:
         """Raises Refusal if the operator has changed its mind. Looks only at what is new."""

@@ -10,16 +10,19 @@ import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Final, TypeVar
 
 import aiohttp
 from aiohttp import web
 
 from glimpse.api.image import Image, Pending
-from glimpse.gateway.access import Access
+from glimpse.gateway.access import Access, Caller
 from glimpse.gateway.admission import Admission
+from glimpse.gateway.beginnings import Beginnings
 from glimpse.gateway.catalog import Catalog
-from glimpse.gateway.refusals import LATER, NOT_FOUND, Refusal, away
+from glimpse.gateway.ranges import matches
+from glimpse.gateway.refusals import LATER, NOT_FOUND, Refusal, away, said
 from glimpse.gateway.turns import Turns
 from glimpse.kube import IMAGE, ApiError, Gone, Kube, Object
 from glimpse.problems import (
@@ -69,6 +72,7 @@ class Intake:
         self.settings, self.kube, self.catalog = settings, kube, catalog
         self._access, self._admission = access, admission
         self.runner = Inline(stop_grace=settings.transfers.stop_grace, at_once=settings.uploads.at_once)
+        self.beginnings = Beginnings(kube, settings.uploads.given_up)
         self._turns = Turns(settings.uploads.at_once)
         self.count: Callable[[int], None] = lambda _bytes: None
         """Told of each byte that was received."""
@@ -79,12 +83,13 @@ class Intake:
         """End all workers."""
         await self.runner.close()
 
-    async def may(self, request: web.Request, namespace: str, name: str) -> None:
-        """Raises Refusal unless the caller may upload. Who may not even see the image hears that there is none."""
+    async def may(self, request: web.Request, namespace: str, name: str) -> Caller:
+        """Who calls. Raises Refusal unless he may upload. Who may not even see the image hears that there is none."""
         caller = await self._access.caller(request.headers.get("Authorization"), request.remote)
         if not await self._access.allowed(caller, "update", namespace, name):
             await self._admission.sight(caller, namespace, name)
             raise Refusal(403, f"This takes the permission to update images/data in the namespace {namespace}.")
+        return caller
 
     async def read(self, namespace: str, name: str) -> Object:
         """The Image as it is now. Raises Refusal."""
@@ -95,7 +100,7 @@ class Intake:
         except ApiError as error:
             raise away() from error
 
-    def refuse(self, request: web.Request, found: Image, wanted: Wanted) -> None:
+    async def refuse(self, request: web.Request, caller: Caller, wanted: Wanted, found: Image) -> None:
         """Raises Refusal for what can be seen before the first byte."""
         spec, where = found.spec, f"The image {wanted.namespace}/{wanted.name}"
         if found.metadata.deletion_timestamp:
@@ -104,12 +109,17 @@ class Intake:
             raise Refusal(409, f"{where} takes no uploads: its bytes come from elsewhere; set spec.source to upload.")
         if spec.suspend:
             raise Refusal(409, f"{where} is suspended: unset spec.suspend first.")
+        if spec.deactivated and not await self._access.administers(caller, wanted.namespace, wanted.name):
+            raise Refusal(
+                403, f"{where} is deactivated: until an administrator or its owner unsets that, it takes none."
+            )
         if wanted.size is not None and wanted.size > self.settings.limits.image_size:
             raise Refusal(413, f"This installation takes images up to {self.settings.limits.image_size} bytes.")
         served = f'"{found.status.artifact.digest}"' if found.status.artifact else None
-        if request.headers.get("If-None-Match", "").strip() == "*" and served:
-            raise Refusal(412, f"{where} has bytes already.")
-        if (match := request.headers.get("If-Match")) and match.strip() not in ("*" if served else "", served):
+        none, some = (",".join(request.headers.getall(name, ())) for name in ("If-None-Match", "If-Match"))
+        if served and matches(none, served, weak=True):
+            raise Refusal(412, f"{where} has such bytes already.")
+        if some and not (served and matches(some, served, weak=False)):
             raise Refusal(412, f"{where} serves other bytes than your precondition names.")
         given = spec.checksum.digest.partition(":") if spec.checksum and spec.checksum.digest else None
         if given and dict(wanted.said).get(given[0], given[2]) != given[2]:
@@ -132,7 +142,7 @@ class Intake:
     async def task(self, wanted: Wanted, found: Image, pending: Pending, uid: str) -> Fetch:
         """What a worker is to do with the bytes of the upload with this uid. Raises Refusal."""
         spec, settings, upload = found.spec, self.settings, pending.upload
-        refs = await self._stores(wanted, pending.stores, upload.used if upload else {})
+        refs = await self.stores(wanted, pending.stores, upload.used if upload else {})
         said = [f"{algorithm}:{value}" for algorithm, value in wanted.said]
         checksum = spec.checksum.digest if spec.checksum else None
         checksum = checksum or (said[0] if said else None)
@@ -160,14 +170,17 @@ class Intake:
             spool=settings.spool,
         )
 
-    async def _stores(self, wanted: Wanted, names: Sequence[str], used: Mapping[str, int]) -> tuple[StoreRef, ...]:
-        """Those of these stores that can be opened, at least one. Raises Refusal."""
+    async def stores(
+        self, wanted: Wanted, names: Sequence[str], used: Mapping[str, int] = MappingProxyType({})
+    ) -> tuple[StoreRef, ...]:
+        """Those of these stores that can be opened, at least one; `used`: by quota. Raises Refusal."""
         refs, troubles = list[StoreRef](), list[str]()
         for name in names:
             try:
                 ref, limit = await self.catalog.places.ref(name)
             except Problem as problem:
-                troubles.append(problem.message)
+                log.warning("store %s takes no upload: %s: %s", name, problem.reason, problem.message)
+                troubles.append(f"{name}: {problem.reason}")
                 continue
             if limit is not None and name in used:
                 if wanted.size is None:
@@ -177,7 +190,7 @@ class Intake:
                 ref = ref.model_copy(update={"share": share})
             refs.append(ref)
         if not refs:
-            raise Refusal(503, f"No store can be written to: {'; '.join(troubles)}", retry_after=LATER)
+            raise Refusal(503, f"No store can be written to ({', '.join(troubles)}).", retry_after=LATER)
         return tuple(refs)
 
     async def sweep(self, task: Fetch) -> None:
@@ -287,4 +300,5 @@ def told(problem: Problem) -> Refusal:
     status = next((code for kind, code in _STATUS.items() if isinstance(problem, kind)), None)
     status = status or (422 if problem.permanent else 503)
     later = LATER if status in (503, 507) else None
-    return Refusal(status, f"{problem.reason}: {problem.message}", retry_after=later)
+    log.warning("an upload has failed: %s: %s", problem.reason, problem.message)
+    return Refusal(status, f"{problem.reason}: {said(problem.reason, problem.message)}", retry_after=later)

@@ -94,12 +94,12 @@ def precondition(header: Header, etag: str, modified: datetime) -> HTTPStatus | 
     `etag` is strong, with its quotes; `modified` has no fraction of a second.
     """
     if (match := header("If-Match")) is not None:
-        if not _matches(match, etag, weak=False):
+        if not matches(match, etag, weak=False):
             return HTTPStatus.PRECONDITION_FAILED
     elif (since := _date(header("If-Unmodified-Since"))) and modified > since:
         return HTTPStatus.PRECONDITION_FAILED
     if (match := header("If-None-Match")) is not None:
-        return HTTPStatus.NOT_MODIFIED if _matches(match, etag, weak=True) else None
+        return HTTPStatus.NOT_MODIFIED if matches(match, etag, weak=True) else None
     if (since := _date(header("If-Modified-Since"))) and modified <= since:
         return HTTPStatus.NOT_MODIFIED
     return None
@@ -127,7 +127,8 @@ def _number(digits: str) -> int | None:
     return int(digits) if len(digits) <= _DIGITS else 10**_DIGITS
 
 
-def _matches(value: str, etag: str, *, weak: bool) -> bool:
+def matches(value: str, etag: str, *, weak: bool) -> bool:
+    """Whether `*` or a list of ETags names this strong one, with its quotes; `weak`: by a weak comparison too."""
     if len(value) > LONGEST:
         return False
     if value.strip() == "*":

@@ -10,6 +10,23 @@ from typing import Final
 
 from aiohttp import web
 
+from glimpse.problems import (
+    DataLost,
+    InvalidConfiguration,
+    Problem,
+    SecretNotReadable,
+    StoreConflict,
+    StoreFull,
+    StoreNotFound,
+    StoreOwnedByAnother,
+    StoreReadOnly,
+    StoreRefused,
+    StoreUnauthorized,
+    StoreUnavailable,
+    WorkerCrashed,
+    WorkerLost,
+)
+
 PROBLEM: Final = "application/problem+json"
 NOT_FOUND: Final = "There is no such image, or you may not download it."
 """The same words for what is not there and for what the caller may not see."""
@@ -19,6 +36,23 @@ LATER: Final = 5
 """Seconds after which a caller may ask again, where nothing better is known."""
 SOON: Final = 1
 """The same where only others are before him."""
+
+_OURS: Final[dict[type[Problem], str]] = {
+    DataLost: "what was kept of it is gone, or is not what was sent",
+    InvalidConfiguration: "a store, or the conversion that the image asks for, is not set up as it must be",
+    SecretNotReadable: "a store cannot be opened",
+    StoreConflict: "a store holds other bytes as this revision",
+    StoreFull: "a store has no room for it",
+    StoreNotFound: "there is a store missing",
+    StoreOwnedByAnother: "a store belongs to another installation",
+    StoreReadOnly: "a store takes no bytes",
+    StoreRefused: "a store takes nothing of this namespace",
+    StoreUnauthorized: "a store does not let this installation in",
+    StoreUnavailable: "a store cannot be reached",
+    WorkerCrashed: "the worker that took the bytes has crashed",
+    WorkerLost: "the worker that took the bytes has ended",
+}
+"""Troubles of the installation: what a sender hears in place of their messages, which name its servers."""
 
 
 class Refusal(Exception):  # noqa: N818 - it is an answer, not a fault of ours
@@ -68,3 +102,9 @@ def away() -> Refusal:
 def incomplete() -> Refusal:
     """The catalogue does not know all images as they are."""
     return Refusal(503, "Not all images are known as they are at the moment.", retry_after=LATER)
+
+
+def said(reason: str, message: str) -> str:
+    """What a sender hears of a Problem: all that is wrong with his bytes, and of ours what kind of trouble it is."""
+    words = next((text for kind, text in _OURS.items() if kind.reason == reason), None)
+    return f"{words}; an administrator finds more in the gateway's log." if words else message

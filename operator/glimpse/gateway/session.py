@@ -69,7 +69,6 @@ class Session:
         """As soon as it is ours."""
         self._why: Refusal | None = None
         self._grant: Grant | None = None
-        self._found: Image | None = None
         self._feed: Feed | None = None
         self._task: Fetch | None = None
         self._placed = False
@@ -86,9 +85,9 @@ class Session:
         """See that it is ours, from now on if it was not. Raises Refusal."""
         if self.account is None:
             self._image.learn(await self._intake.read(self._namespace, self._name))
-            self._found = understood(self._image.obj)
+            found = understood(self._image.obj)
             try:
-                await self._acquire(self._found)
+                await self._acquire(found)
             except Gone:
                 raise Refusal(404, LOST) from None
             except ApiError as error:
@@ -191,14 +190,13 @@ class Session:
             return
         assert self._grant  # noqa: S101 - the same
         await self._stop()
-        self._found = understood(self._image.obj)
         if not self._placed:
             await self._intake.enter(self._namespace)
             self._placed = True
-        spec = self.account.spec
+        found, spec = await self._grant.image(), self.account.spec
         said = tuple((name, value) for name, _, value in (digest.partition(":") for digest in spec.digests))
         wanted = Wanted(self._namespace, self._name, spec.size, said)
-        self._task = await self._intake.task(wanted, self._found, self._grant.pending, self.account.uid)
+        self._task = await self._intake.task(wanted, found, self._grant.pending, self.account.uid)
         self._feed = Feed(self._intake.runner, self._task)
         try:
             start = await self._feed.start()

@@ -8,16 +8,18 @@ import base64
 import binascii
 import hashlib
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
 from email.utils import format_datetime
+from functools import partial
 from typing import Final
 
 from aiohttp import web
 
 from glimpse.api.upload import METADATA_LENGTH
 from glimpse.gateway.account import Account
-from glimpse.gateway.grant import Grant, understood
+from glimpse.gateway.grant import understood
 from glimpse.gateway.intake import Intake, Wanted, go_on, wait
 from glimpse.gateway.paths import UPLOAD, UPLOADS, image
 from glimpse.gateway.refusals import MISMATCH, SOON, Refusal, away
@@ -89,27 +91,23 @@ class Tus:
 
     async def _create(self, request: web.Request) -> web.Response:
         namespace, name = image(request.match_info["namespace"], request.match_info["name"])
-        await self._intake.may(request, namespace, name)
+        caller = await self._intake.may(request, namespace, name)
         part = _part(request) if request.can_read_body and request.content_length != 0 else None
         wanted, metadata = _wanted(request, namespace, name), _metadata(request)
+        refuse = partial(self._intake.refuse, request, caller, wanted)
         with self._intake.catalog.followers.follow(namespace, name) as followed:
             followed.learn(await self._intake.read(namespace, name))
-            found = understood(followed.obj)
-            self._intake.refuse(request, found, wanted)
+            image_now = understood(followed.obj)
+            await refuse(image_now)
+            if names := image_now.spec.stores or tuple(store.name for store in image_now.status.stores):
+                keep_parts(await self._intake.stores(wanted, names))
             spec = {
                 "size": wanted.size,
                 "resumable": True,
                 "digests": [f"{algorithm}:{value}" for algorithm, value in wanted.said],
                 "metadata": metadata,
             }
-            account = await Account.create(self._intake.kube, found, spec)
-            async with account.ending():
-                account.renew(lives=timedelta(seconds=self._intake.settings.uploads.expiry))
-                try:
-                    await account.write()
-                except ApiError as error:
-                    raise away() from error
-                grant = await Grant.wait(followed, account.uid)
+            async with self._intake.beginnings.begin(followed, spec, refuse, self._alive) as (account, grant, found):
                 fits(await self._intake.task(wanted, found, grant.pending, account.uid))
         where = f"/v1/namespaces/{namespace}/images/{name}/uploads/{account.name}"
         headers = {"Location": where}
@@ -122,6 +120,15 @@ class Tus:
         except Refusal as refusal:
             refusal.headers |= headers  # it is there, and can be gone on with
             raise
+
+    @asynccontextmanager
+    async def _alive(self, account: Account) -> AsyncIterator[None]:
+        account.renew(lives=timedelta(seconds=self._intake.settings.uploads.expiry), held=timedelta(0))
+        try:
+            await account.write()
+        except ApiError as error:
+            raise away() from error
+        yield
 
     async def _look(self, request: web.Request) -> web.Response:
         """How much has come: what is in the hands of a worker, or else what a store has kept."""
@@ -309,19 +316,22 @@ def _metadata(request: web.Request) -> str | None:
     return header or None
 
 
-def fits(task: Fetch) -> None:
-    """Raises Refusal if none of the stores can take an upload in parts, of this size."""
-    parts = list[StoreRef]()
-    for ref in task.stores:
+def keep_parts(refs: Sequence[StoreRef]) -> None:
+    """Raises Refusal if none of these stores can keep a part of an image."""
+    for ref in refs:
         try:
             if isinstance(open_store(ref).driver, Resumable):
-                parts.append(ref)
+                return
         except Problem:
             continue  # its put will say why
-    if not parts:
-        names = ", ".join(ref.name for ref in task.stores)
-        text = f"None of the stores {names} can keep a part of an image: send it in one request with PUT, or name in "
-        raise Refusal(409, f"{text}spec.stores one that can (filesystem, rbd, swift).")
+    names = ", ".join(ref.name for ref in refs)
+    text = f"None of the stores {names} can keep a part of an image: send it in one request with PUT, or name in "
+    raise Refusal(409, f"{text}spec.stores one that can (filesystem, rbd, swift).")
+
+
+def fits(task: Fetch) -> None:
+    """Raises Refusal if none of the stores can take an upload in parts, of this size."""
+    keep_parts(task.stores)
     size = task.origin.size if task.origin.kind == "upload" else None
     if size and not task.convert_to and not any(_room(ref, size) for ref in task.stores):
         raise Refusal(413, "None of the stores takes so many bytes of this namespace: by maxImageSize or its quota.")

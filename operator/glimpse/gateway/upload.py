@@ -9,14 +9,15 @@ import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
+from functools import partial
 from typing import Final
 
 from aiohttp import web
 
-from glimpse.api.image import HistoryEntry, Image
+from glimpse.api.image import HistoryEntry
 from glimpse.gateway.account import Account
+from glimpse.gateway.beginnings import Begun
 from glimpse.gateway.feed import Feed
-from glimpse.gateway.follow import Followed
 from glimpse.gateway.grant import CHANGED, Grant, Unwanted, understood
 from glimpse.gateway.intake import Intake, Wanted, go_on, told, wait
 from glimpse.gateway.paths import SERVED, image
@@ -47,18 +48,20 @@ class Upload:
 
     async def _put(self, request: web.Request) -> web.Response:
         namespace, name = image(request.match_info["namespace"], request.match_info["file"])
-        await self._intake.may(request, namespace, name)
+        caller = await self._intake.may(request, namespace, name)
         wanted = _wanted(request, namespace, name)
+        refuse = partial(self._intake.refuse, request, caller, wanted)
         with self._intake.catalog.followers.follow(namespace, name) as followed:
             followed.learn(await self._intake.read(namespace, name))
-            found = understood(followed.obj)
-            self._intake.refuse(request, found, wanted)
+            await refuse(understood(followed.obj))
             await self._intake.enter(namespace)
             try:
-                entry = await self._upload(request, wanted, found, followed)
+                begin, spec = self._intake.beginnings.begin, {"size": wanted.size}
+                async with begin(followed, spec, refuse, self._alive) as begun:
+                    entry = await self._upload(request, wanted, begun)
             finally:
                 self._intake.leave(namespace)
-        path = f"/v1/namespaces/{namespace}/images/{name}/revisions/{entry.revision}?uid={found.metadata.uid}"
+        path = f"/v1/namespaces/{namespace}/images/{name}/revisions/{entry.revision}?uid={begun.found.metadata.uid}"
         answer = {
             "digest": entry.digest,
             "revision": entry.revision,
@@ -69,28 +72,24 @@ class Upload:
         headers = {"Location": path, "ETag": f'"{entry.digest}"', "Cache-Control": "no-store"}
         return web.json_response({**answer, "url": url}, status=201, headers=headers)
 
-    async def _upload(self, request: web.Request, wanted: Wanted, found: Image, followed: Followed) -> HistoryEntry:
-        async with self._account(wanted, found) as account:
-            grant = await Grant.wait(followed, account.uid)
-            task = await self._intake.task(wanted, found, grant.pending, account.uid)
-            await self._send(request, task, account, grant)
-            account.store(grant.pending.revision, timedelta(0))
-            try:
-                await account.write()
-            except (Gone, Conflict):
-                raise Refusal(409, CHANGED) from None
-            except ApiError as error:
-                raise away() from error
-            return await grant.promoted()
+    async def _upload(self, request: web.Request, wanted: Wanted, begun: Begun) -> HistoryEntry:
+        account, grant, found = begun
+        task = await self._intake.task(wanted, found, grant.pending, account.uid)
+        await self._send(request, task, account, grant)
+        account.store(grant.pending.revision, timedelta(0))
+        try:
+            await account.write()
+        except (Gone, Conflict):
+            raise Refusal(409, CHANGED) from None
+        except ApiError as error:
+            raise away() from error
+        return await grant.promoted()
 
     @asynccontextmanager
-    async def _account(self, wanted: Wanted, found: Image) -> AsyncIterator[Account]:
-        """An ImageUpload, which is kept alive, and ends with the block: as what has happened there."""
-        account = await Account.create(self._intake.kube, found, {"size": wanted.size})
+    async def _alive(self, account: Account) -> AsyncIterator[None]:
         saying = asyncio.create_task(self._say(account))
         try:
-            async with account.ending():
-                yield account
+            yield
         finally:
             saying.cancel()
             await asyncio.gather(saying, return_exceptions=True)
@@ -116,8 +115,8 @@ class Upload:
         feed = Feed(self._intake.runner, task)
         try:
             await feed.start()
-            await go_on(request)
             async with self._intake.patience() as patience:
+                await go_on(request)
                 await hand_on(request, feed, patience, count)
             await feed.end()
         except Problem as problem:

@@ -21,6 +21,8 @@ from glimpse.stores.rbd.cluster import ATTEMPT, Cluster, Header
 from glimpse.stores.rbd.others import Others
 
 _EMPTY: Final = Header(0, 0.0, {})
+SPARE: Final = 5.0
+"""Seconds more than it should take until Ceph has forgotten a client."""
 _NAME: Final = re.compile(r"[0-9a-z-]{1,80}(\.[0-9a-z]{1,64})?")
 
 
@@ -133,6 +135,7 @@ class Names:
 
     def take(self, pool: Pool, key: str, name: str) -> tuple[Attempt, int, bytes] | None:
         """Of the dead attempts on `key` the one that came furthest, as the attempt `name`: length and mark with it."""
+        self._wait_for_the_dying(pool, key)
         with self._removing:
             left = [
                 (*note, other)
@@ -158,6 +161,27 @@ class Names:
             attempt.image.metadata_set(ATTEMPT, name)
             stack.pop_all()
         return attempt, *note
+
+    def _wait_for_the_dying(self, pool: Pool, key: str) -> None:
+        """Come back once it can be told of each attempt with a checkpoint whether it lives.
+
+        One whose process was killed a moment ago looks alive until Ceph has forgotten it, which takes no longer than a
+        request may take; one that lives gets further meanwhile.
+        """
+        deadline = time.monotonic() + self._patience + SPARE
+        first = self._living(pool, key)
+        now = first
+        while any(first.get(name) == length for name, length in now.items()) and time.monotonic() < deadline:
+            time.sleep(0.5)
+            now = self._living(pool, key)
+
+    def _living(self, pool: Pool, key: str) -> dict[str, int]:
+        """The attempts on a key that somebody has open, with the length of their checkpoints."""
+        return {
+            name: note[0]
+            for name, image in self._cluster.names(pool, f"{key}.")
+            if (note := noted(self._cluster.header(pool, image))) and alive(pool, image)
+        }
 
     def commit(self, pool: Pool, key: str, attempt: Attempt) -> None:
         """Change the name, which fails if there is another image of that name."""

@@ -1,0 +1,89 @@
+"""What the operator says to an upload: a revision is for one spec, and for no other before or after it."""
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from glimpse.gateway import grant
+from glimpse.gateway.follow import Followed
+from glimpse.gateway.grant import Grant, Unwanted
+from glimpse.gateway.refusals import Refusal
+
+OLD, NEW = "sha256:" + "0" * 64, "sha256:" + "1" * 64
+
+
+def image(version: int, generation: int, digest: str, observed: int, uid: str = "u-1") -> dict[str, Any]:
+    """An Image whose upload with this uid has a revision, at this version."""
+    pending = {"revision": 3, "specHash": f"h{observed}", "stores": ["s"], "upload": {"uid": uid}}
+    return {
+        "metadata": {
+            "name": "a",
+            "namespace": "n",
+            "uid": "i-1",
+            "resourceVersion": str(version),
+            "generation": generation,
+        },
+        "spec": {"source": {"upload": {}}, "checksum": {"digest": digest}},
+        "status": {"observedGeneration": observed, "pending": pending},
+    }
+
+
+async def test_a_spec_that_nobody_has_looked_at() -> None:
+    """It is waited for: the revision is still for the one before, and the bytes would be judged by the wrong one."""
+    followed = Followed()
+    followed.learn(image(1, 4, OLD, observed=4))
+    granted = Grant.now(followed, "u-1")
+    assert granted
+    assert (await granted.image()).metadata.generation == 4
+    followed.learn(image(2, 5, NEW, observed=4))
+    waiting = asyncio.create_task(granted.image())
+    for _ in range(3):
+        await asyncio.sleep(0)
+    assert not waiting.done()
+    followed.learn(image(3, 6, OLD, observed=4))  # edited back before anybody has looked
+    followed.learn(image(4, 6, OLD, observed=6))
+    found = await waiting
+    assert found.spec.checksum
+    assert (found.metadata.generation, found.spec.checksum.digest) == (6, OLD)
+
+
+async def test_a_revision_that_is_taken_away() -> None:
+    """Who waits for a look hears when it is for another upload, or for none."""
+    followed = Followed()
+    followed.learn(image(1, 4, OLD, observed=4))
+    granted = Grant.now(followed, "u-1")
+    assert granted
+    followed.learn(image(2, 5, NEW, observed=4))
+    waiting = asyncio.create_task(granted.image())
+    await asyncio.sleep(0)
+    followed.learn(image(3, 5, NEW, observed=5, uid="u-2"))
+    with pytest.raises(Unwanted):
+        await waiting
+    assert Grant.now(followed, "u-1") is None
+
+
+@pytest.mark.parametrize(
+    ("condition", "heard"),
+    [
+        (("Ready", "StoreUnavailable", "/srv is away"), "StoreUnavailable: a store cannot be reached"),
+        (("Reconciling", "ProgressingWithRetry", "StoreFull: /srv is full"), "StoreFull: a store has no room"),
+        (("Ready", "InvalidPin", "spec.revisions.pin is 7"), "InvalidPin: spec.revisions.pin is 7"),
+    ],
+)
+async def test_an_image_that_takes_none(
+    monkeypatch: pytest.MonkeyPatch, condition: tuple[str, str, str], heard: str
+) -> None:
+    """Why is said as the image says it, but of the installation's troubles only their kind."""
+    monkeypatch.setattr(grant, "TURN", 0.01)
+    monkeypatch.setattr(grant, "BEGIN", 0.02)
+    found = image(1, 4, OLD, observed=4)
+    said = dict(zip(("type", "reason", "message"), condition, strict=True))
+    said |= {"status": "False", "lastTransitionTime": "2026-01-01T00:00:00Z"}
+    found["status"] = {"observedGeneration": 4, "conditions": [said]}
+    followed = Followed()
+    followed.learn(found)
+    with pytest.raises(Refusal, match=heard) as refused:
+        await Grant.wait(followed, "u-1")
+    assert refused.value.status == 503
+    assert "/srv" not in refused.value.detail
