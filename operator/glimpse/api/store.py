@@ -135,6 +135,8 @@ class ImageStoreStatus(Model):
     """Bytes of those images."""
     endpoint: Annotated[str | None, Field(max_length=4096)] = None
     """Where the store is."""
+    boot_format: Annotated[str | None, Field(max_length=16)] = None
+    """The disk format that machines must find in the store to start from it; omitted: they start from none of it."""
     last_probe_time: Time | None = None
     """When it was looked at last."""
 

@@ -173,6 +173,14 @@ class Linkable(Protocol):
 
 
 @runtime_checkable
+class Bootable(Protocol):
+    """Machines start from what lies in the store, just as it is; so who stores another format in it is warned."""
+
+    boot_format: ClassVar[str]
+    """The disk format that they must find there, as `status.artifact.diskFormat` has it: `raw`."""
+
+
+@runtime_checkable
 class Preloaded(Protocol):
     """The driver's client library takes long to import."""
 
@@ -687,6 +695,11 @@ class Store:
         """See that the store is ours and can be written, and its room. Raises the Problem that a put would meet."""
         self.claim()
         return self.capacity()
+
+    @property
+    def boot_format(self) -> str | None:
+        """The disk format of what machines start from there; None: they start from none of it."""
+        return self.driver.boot_format if isinstance(self.driver, Bootable) else None
 
     def capacity(self) -> Capacity:
         """The same without a look at the marker: cheap enough for each 64 MiB of a put."""

@@ -99,6 +99,8 @@ class Cinder:
     """Seconds without a sign of life after which an attempt is dead."""
     page: ClassVar[int] = 500
     """Volumes in one listing."""
+    boot_format: ClassVar[str] = "raw"
+    """A machine reads a volume as a disk, whatever is in it."""
 
     def __init__(self, config: CinderConfig, secret: Mapping[str, str], ca_bundle: str | None, /) -> None:
         """Logs in at the first request."""

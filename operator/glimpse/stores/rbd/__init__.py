@@ -60,6 +60,8 @@ class RBD:
     """Names that are asked for at once."""
     settling: ClassVar[float] = 10.0
     """Seconds after which a full pool has noticed that something was removed: OSDs look at that now and then."""
+    boot_format: ClassVar[str] = "raw"
+    """A hypervisor reads an image as a disk, whatever is in it."""
 
     def __init__(self, config: RBDConfig, secret: Mapping[str, str], _ca_bundle: str | None, /) -> None:
         """The names in the Secret are those that ceph-csi uses. Ceph has no certificates."""
