@@ -1,27 +1,69 @@
-"""An image that no machine can start from, in a pool of Ceph: it is stored, and a person is told."""
+"""A store in a pool of Ceph, as a person sees it: its room, and images that no machine can start from."""
 
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.operator.support import Tenant, condition, holds, said
+from tests.operator.support import REQUESTED_AT, Tenant, condition, content, holds, said
 
+from servers import wait_until
 from servers.ceph import Ceph
 from servers.kube import Object
 from servers.require import require, require_tool
 from servers.stores import place
 from servers.tools import Missing
 
+SIZE = 1 << 30
+FULL = 0.95
+"""Of the room of an OSD, what may be filled."""
 
-@pytest.fixture(scope="module")
-def ceph(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ceph]:
-    """A cluster in memory."""
+
+@pytest.fixture(scope="module", params=[True], ids=["manager"])
+def ceph(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ceph]:
+    """A cluster in memory, with a manager or without."""
+    folder = tmp_path_factory.mktemp("ceph")
     try:
-        with (server := Ceph(tmp_path_factory.mktemp("ceph"), objectstore="memstore")):
+        with (server := Ceph(folder, objectstore="memstore", size=SIZE, manager=request.param)):
             yield server
     except Missing as error:
         require("ceph", str(error))
+
+
+def pool(tenant: Tenant, ceph: Ceph) -> str:
+    """A store in a pool of its own; its name."""
+    name = f"rbd-{tenant.namespace.removeprefix('test-')}"
+    tenant.cluster.apply(*place("rbd", name, ceph).manifests(name))
+    tenant.wait(name, lambda o: holds(o, "Ready"), kind="ImageStore")
+    return name
+
+
+@pytest.mark.parametrize("ceph", [True, False], ids=["manager", "none"], indirect=True)
+def test_the_room_of_a_pool(tenant: Tenant, ceph: Ceph, request: pytest.FixtureRequest) -> None:
+    """What the managers have counted is in the status, in each look; without one nothing is said, not even nought."""
+    name = pool(tenant, ceph)
+    data = content(3, 24 << 20)
+    tenant.image("a", tenant.serve("a", data), stores=[name])
+    tenant.ready("a")
+    if request.node.callspec.id == "none":
+        tenant.annotate(name, REQUESTED_AT, "now", "ImageStore")
+        found = tenant.wait(name, lambda o: said(o).get("lastHandledReconcileAt") == "now", kind="ImageStore")
+        assert "capacity" not in found["status"] or found["status"]["capacity"] == {}
+        assert "free" not in found["status"].get("summary", {})
+        return
+
+    def counted() -> bool:
+        pools = {each["name"]: each["stats"]["stored"] for each in ceph.cluster.ceph("df")["pools"]}
+        return bool(pools.get(name, 0) >= len(data))
+
+    wait_until("the manager's count", counted, timeout=60)
+    tenant.annotate(name, REQUESTED_AT, "now", "ImageStore")
+    found = tenant.wait(name, lambda o: said(o).get("lastHandledReconcileAt") == "now", kind="ImageStore")
+    capacity = found["status"]["capacity"]
+    assert capacity["used"] == pytest.approx(len(data), rel=0.05)
+    assert capacity["free"] == pytest.approx(FULL * SIZE - len(data), rel=0.05)
+    assert capacity["total"] == capacity["used"] + capacity["free"]
+    assert found["status"]["summary"]["free"].endswith(" MiB")
 
 
 def unbootable(o: Object, store: str) -> str:
@@ -35,10 +77,8 @@ def test_a_qcow2_in_a_pool(tenant: Tenant, ceph: Ceph, tmp_path: Path) -> None:
     """The Image is Ready, says of that store alone what is wrong, once; the way out that it names is one."""
     command = [require_tool("qemu-img", "qemu-utils"), "create", "-q", "-f", "qcow2", "disk.qcow2", "1M"]
     subprocess.run(command, cwd=tmp_path, check=True)
-    name, plain = f"rbd-{tenant.namespace.removeprefix('test-')}", tenant.store()
-    tenant.cluster.apply(*place("rbd", name, ceph).manifests(name))
-    found = tenant.wait(name, lambda o: holds(o, "Ready"), kind="ImageStore")
-    assert found["status"]["bootFormat"] == "raw"
+    name, plain = pool(tenant, ceph), tenant.store()
+    assert tenant.read(name, "ImageStore")["status"]["bootFormat"] == "raw"
     tenant.image("a", tenant.serve("a", (tmp_path / "disk.qcow2").read_bytes()), stores=[plain, name])
     tenant.ready("a")
     text = unbootable(tenant.read("a"), name)
@@ -47,7 +87,7 @@ def test_a_qcow2_in_a_pool(tenant: Tenant, ceph: Ceph, tmp_path: Path) -> None:
     )
     assert unbootable(tenant.read("a"), plain) == ""
     assert tenant.event("a", reason="NotBootable") == text
-    tenant.annotate("a", "glimpse.dev/reconcile-requested-at", "now")
+    tenant.annotate("a", REQUESTED_AT, "now")
     tenant.wait("a", lambda o: said(o).get("lastHandledReconcileAt") == "now")
     assert len(warnings(tenant)) == 1
     tenant.edit("a", format={"convertTo": "raw"})

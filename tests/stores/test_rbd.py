@@ -32,7 +32,7 @@ from glimpse.problems import (
     StoreRefused,
     StoreUnavailable,
 )
-from glimpse.stores import Cloneable, Entry, Store, encode, open_store
+from glimpse.stores import Capacity, Cloneable, Entry, Store, encode, open_store
 from glimpse.streams import CHUNK
 from glimpse.tasks import StoreRef
 from glimpse.testing.bodies import Body, noise, record_of
@@ -920,3 +920,10 @@ def test_a_connection_ends_with_its_store(place: Place, namespace: str) -> None:
     del body
     gc.collect()
     wait_until("the last connection to end", lambda: connections() == before, timeout=30)
+
+
+def test_without_a_manager_nothing_is_told(store: Store) -> None:
+    """A cluster that nobody counts has no room that could be named: that is not nought, which would be full."""
+    put(store, noise(1 << 20))
+    assert store.probe() == Capacity(None, None, None)
+    store.delete(KEY)

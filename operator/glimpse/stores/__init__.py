@@ -93,6 +93,9 @@ class Driver(Protocol):
     def __init__(self, config: Any, secret: Mapping[str, str], ca_bundle: str | None, /) -> None:
         """`config` is a valid Config; `secret` what the store's Secret holds; `ca_bundle` PEM, None: the machine's.
 
+        Where `config` has a `configRef` (`glimpse.api.store.ConfigRef`), `secret` has what that holds too: `CONFIG_REF`
+        there.
+
         Touches nothing outside the process. Raises InvalidConfiguration, SecretNotReadable.
         """
 
