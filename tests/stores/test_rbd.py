@@ -219,6 +219,11 @@ class TestContract(Fixtures, StoreContract):
     sequences: ClassVar[int] = 8
     part: ClassVar[int] = 4 * CHUNK
 
+    @pytest.fixture
+    def ref(self, place: Place, namespace: str) -> StoreRef:
+        """Images are cut, written and read in just such parts."""
+        return place.ref(namespace, objectSize="4Mi")
+
 
 class TestSparse(Fixtures, SparseContract):
     """What a store promises in which zeros take no room."""

@@ -143,6 +143,11 @@ class Cluster:
                     patience=self._patience,
                     enter=self._enter,
                 )
+            except (rados.PermissionError, rados.PermissionDeniedError):
+                raise StoreUnauthorized(
+                    f"Ceph does not let client.{self._user} in: either there is no such user, or userKey is not what "
+                    f"`ceph auth get-key client.{self._user}` prints"
+                ) from None
             except rados.ObjectNotFound:
                 raise StoreUnavailable(
                     f"the pool {self.pool} does not exist on {self._monitors}; create it with: ceph osd pool create "
@@ -364,16 +369,29 @@ class Cluster:
         """Write a small object unless there is one."""
         import rados
 
-        with rados.WriteOpCtx() as op, suppress(rados.ObjectExists):
+        with rados.WriteOpCtx() as op, self._writing(), suppress(rados.ObjectExists):
             op.new(rados.LIBRADOS_CREATE_EXCLUSIVE)
             op.write_full(content)
             pool.io.operate_write_op(op, name)
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Around the first request that changes something, after one that has read."""
+        import rados
+
+        try:
+            yield
+        except (rados.PermissionError, rados.PermissionDeniedError):
+            raise StoreUnauthorized(
+                f"client.{self._user} may read the pool {self.place}, but not write to it; let it: ceph auth caps "
+                f"client.{self._user} mon 'profile rbd' osd 'profile rbd pool={self.pool}'"
+            ) from None
 
     def touch(self, pool: Pool, name: str) -> None:
         """Write to a small object that is there, and leave it as it is: whoever may not write is told so."""
         import rados
 
-        with rados.WriteOpCtx() as op, _unless_other():
+        with rados.WriteOpCtx() as op, self._writing(), _unless_other():
             op.cmpext(b"{")
             op.set_xattr("probed", b"")
             pool.io.operate_write_op(op, name)
