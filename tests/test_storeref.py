@@ -95,3 +95,30 @@ def test_a_store_has_one_driver() -> None:
     """What the API server would refuse is refused here too."""
     with pytest.raises(InvalidConfiguration, match="exactly one driver"):
         describe(store(s3={}), "here")
+
+
+@pytest.mark.parametrize("kind", ["configMap", "secret"])
+async def test_a_configuration_is_read(kube: Kube, cluster: Cluster, kind: str) -> None:
+    """What a driver's `configRef` names goes to it beside the Secret, under names that no key of a Secret can have."""
+    secret(cluster, "store-keys", {"userKey": "k"})
+    data = {"ceph.conf": "[global]\nmon host = 10.0.0.1\n"}
+    if kind == "secret":
+        secret(cluster, "store-conf", data)
+    else:
+        meta = {"name": "store-conf", "namespace": NAMESPACE}
+        cluster.apply({"apiVersion": "v1", "kind": "ConfigMap", "metadata": meta, "data": data})
+    rbd = {"pool": "images", "configRef": {kind: "store-conf"}}
+    made = ImageStore.model_validate(
+        {"metadata": {"name": "ceph", "uid": "1"}, "spec": {"rbd": rbd, "secretRef": {"name": "store-keys"}}}
+    )
+    ref = await resolve(kube, NAMESPACE, made, "here")
+    found = {key: held.get_secret_value() for key, held in ref.secret.items()}
+    assert found == {"userKey": "k", "configRef/ceph.conf": data["ceph.conf"]}
+    secret(cluster, "store-other", data, labels={})
+    for named, message in (
+        ({"secret": "store-other"}, "is not meant for stores"),
+        ({"configMap": "gone"}, "not exist"),
+    ):
+        other = made.spec.model_copy(update={"rbd": {"pool": "images", "configRef": named}})
+        with pytest.raises(SecretNotReadable, match=message):
+            await resolve(kube, NAMESPACE, made.but(spec=other), "here")

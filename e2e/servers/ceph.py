@@ -1,7 +1,7 @@
 """Ceph on loopback: a monitor and an OSD, and if asked for the gateway that speaks S3 and Swift.
 
-One node is all of Ceph that a client can tell: pools, RBD, snapshots, locks and watchers are the real ones. There is no
-manager, which would take four times as long to start: so statistics (`ceph df`) are zeros, and quotas are not enforced.
+One node is all of Ceph that a client can tell: pools, RBD, snapshots, locks and watchers are the real ones. A manager
+is there only if it is asked for: without one there are no statistics (`ceph df`), and quotas are not enforced.
 """
 
 import base64
@@ -69,6 +69,14 @@ bluestore cache size = 268435456
 log to file = false
 log to stderr = true
 admin socket = osd.asok
+[mgr]
+mgr data = {folder}/mgr
+mgr module path = {folder}/modules
+mgr stats period = 1
+mgr tick period = 1
+log to file = false
+log to stderr = true
+admin socket = mgr.asok
 [client.rgw.a]
 rgw data = {folder}/rgw
 rgw frontends = beast {frontend} tcp_nodelay=1
@@ -90,6 +98,7 @@ _CAPS: Final[Mapping[str, Mapping[str, str]]] = {
     "mon.": {"mon": "allow *"},
     "client.admin": {"mon": "allow *", "osd": "allow *", "mgr": "allow *", "mds": "allow *"},
     "osd.0": {"mon": "allow profile osd", "mgr": "allow profile osd", "osd": "allow *"},
+    "mgr.a": {"mon": "allow profile mgr", "osd": "allow *", "mds": "allow *"},
     "client.rgw.a": {"mon": "allow rw", "osd": "allow rwx", "mgr": "allow rw"},
 }
 
@@ -147,7 +156,10 @@ class Cluster:
 
 
 class Ceph(Server[Cluster]):
-    """ceph-mon, ceph-osd and perhaps radosgw. Started again in its folder, it has its data, ports and keys again."""
+    """ceph-mon, ceph-osd, perhaps ceph-mgr and radosgw.
+
+    Started again in its folder, it has its data, ports and keys again.
+    """
 
     name: ClassVar[str] = "ceph"
     cluster: Cluster
@@ -159,19 +171,22 @@ class Ceph(Server[Cluster]):
         objectstore: Literal["bluestore", "memstore"] = "bluestore",
         size: int = 32 << 30,
         gateway: bool = False,
+        manager: bool = False,
         ca: trustme.CA | None = None,
         options: Mapping[str, object] | None = None,
         detached: bool = False,
     ) -> None:
         """`memstore` starts in 1 s and not in 4, for a few hundred MB that are gone when it stops.
 
-        `size`: of the one OSD, in bytes; a file that grows as it is written. `ca`: the gateway speaks TLS, with a
-        certificate of it for 127.0.0.1 and localhost. `options`: more of ceph.conf, for all.
+        `size`: of the one OSD, in bytes; a file that grows as it is written. `manager`: one counts what is stored, and
+        quotas are enforced. `ca`: the gateway speaks TLS, with a certificate of it for 127.0.0.1 and localhost.
+        `options`: more of ceph.conf, for all.
         """
         super().__init__(folder.resolve(), detached=detached)
         self._objectstore = objectstore
         self._size = size
         self._gateway = gateway
+        self._manager = manager
         self._ca = ca
         self._tls = ca is not None
         self._options = options or {}
@@ -185,6 +200,8 @@ class Ceph(Server[Cluster]):
             ("monmaptool", "ceph-common"),
         ):
             tool(program, package)
+        if self._manager:
+            tool("ceph-mgr", "ceph-mgr")
         if self._gateway:
             tool("radosgw", "radosgw")
             tool("radosgw-admin", "radosgw")
@@ -217,6 +234,9 @@ class Ceph(Server[Cluster]):
         before = self._booted()
         self.spawn("osd", [tool("ceph-osd", "ceph-osd"), *conf, "-i", "0", "-f"])
         wait_until("ceph-osd", lambda: self._booted() > before, timeout=60, alive=list(self.processes.values()))
+        if self._manager:
+            self.spawn("mgr", [tool("ceph-mgr", "ceph-mgr"), *conf, "-i", "a", "-f"])
+            wait_until("ceph-mgr", self._counted, timeout=60, alive=list(self.processes.values()))
         if self._gateway:
             self._start_gateway()
         self._made.touch()
@@ -241,7 +261,7 @@ class Ceph(Server[Cluster]):
         secrets = self.folder / "secrets.json"
         if fresh:
             self._wipe()  # what an earlier start did not finish
-            for name in ("mon", "osd"):
+            for name in ("mon", "osd", "mgr", "modules"):
                 (self.folder / name).mkdir(parents=True)
             keys = {name: _key() for name in _CAPS}
             for name, key in keys.items():
@@ -308,6 +328,10 @@ class Ceph(Server[Cluster]):
         """In which epoch the OSD has begun to serve; 0 while it is not up."""
         osds = self.cluster.ceph("osd", "dump")["osds"]
         return int(osds[0]["up_from"]) if osds and osds[0]["up"] else 0
+
+    def _counted(self) -> bool:
+        """Whether the manager has counted what the OSD has."""
+        return bool(self.cluster.ceph("df")["stats"]["total_bytes"])
 
     def _start_gateway(self) -> None:
         gateway = self.cluster.gateway
@@ -396,7 +420,7 @@ class Ceph(Server[Cluster]):
         self._take_up()
 
     def _wipe(self) -> None:
-        for name in ("mon", "osd", "rgw"):
+        for name in ("mon", "osd", "mgr", "modules", "rgw"):
             shutil.rmtree(self.folder / name, ignore_errors=True)
         for name in ("made", "user"):
             (self.folder / name).unlink(missing_ok=True)

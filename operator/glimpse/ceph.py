@@ -153,6 +153,8 @@ class Pipe:
         """`problem`: what an error of the library means; `patience`: seconds that one request may take."""
         self.passed = start
         """Bytes that were given to `write`, and those before them."""
+        self.written = 0
+        """Bytes that were given to the image: without zeros, and without those before."""
         self._image, self._block, self._problem, self._patience = image, block, problem, patience
         self._held: list[bytes] = []  # the start of a block of which the rest has not come
         self._sent = start
@@ -220,6 +222,7 @@ class Pipe:
             self._room.release()
 
         try:
+            self.written += len(data)
             self._image.aio_write(data, position, landed)
         except BaseException:
             self._room.release()

@@ -3,14 +3,14 @@
 Both are read when they are needed and never kept for long, so an edited Secret counts at once and nobody restarts.
 """
 
-from typing import Final
+from typing import Any, Final
 
-from pydantic import SecretStr
+from pydantic import SecretStr, ValidationError
 
 from glimpse import bags
 from glimpse.api.base import SECRET_USE
 from glimpse.api.image import Revision
-from glimpse.api.store import ImageStore
+from glimpse.api.store import CONFIG_REF, ConfigRef, ImageStore, StoreCaBundleRef
 from glimpse.kube import CONFIGMAP, SECRET, ApiError, Forbidden, Gone, Kind, Kube, Object
 from glimpse.problems import InvalidConfiguration, SecretNotReadable
 from glimpse.tasks import Record, StoreRef, Verification
@@ -74,16 +74,28 @@ async def resolve(kube: Kube, namespace: str, store: ImageStore, installation: s
     Raises InvalidConfiguration, SecretNotReadable (also if the API server does not answer).
     """
     ref = describe(store, installation)
-    spec, found = store.spec, dict[str, object]()
+    spec, found = store.spec, dict[str, Any]()
     if spec.secret_ref:
         obj = await _read(kube, namespace, SECRET, spec.secret_ref.name)
         keys = sorted(obj.get("data") or {})
         found["secret"] = {key: SecretStr(bags.text(obj, key).rstrip("\r\n")) for key in keys}
     if spec.ca_bundle_ref:
-        kind, name = (CONFIGMAP, spec.ca_bundle_ref.config_map) if spec.ca_bundle_ref.config_map else (SECRET, None)
-        obj = await _read(kube, namespace, kind, name or spec.ca_bundle_ref.secret or "")
-        found["ca_bundle"] = bags.bundle(obj)
+        found["ca_bundle"] = bags.bundle(await _named(kube, namespace, spec.ca_bundle_ref))
+    if "configRef" in ref.config:
+        try:
+            named = ConfigRef.model_validate(ref.config["configRef"])
+        except ValidationError:
+            raise InvalidConfiguration(f"ImageStore {store.metadata.name}: configRef names no object") from None
+        obj = await _named(kube, namespace, named)
+        keys = sorted(obj.get("data") or {})
+        secret = {f"{CONFIG_REF}{key}": SecretStr(bags.text(obj, key)) for key in keys}
+        found["secret"] = found.get("secret", {}) | secret
     return ref.model_copy(update=found) if found else ref
+
+
+async def _named(kube: Kube, namespace: str, ref: StoreCaBundleRef | ConfigRef) -> Object:
+    kind, name = (CONFIGMAP, ref.config_map) if ref.config_map else (SECRET, ref.secret)
+    return await _read(kube, namespace, kind, name or "")
 
 
 async def _read(kube: Kube, namespace: str, kind: Kind, name: str) -> Object:

@@ -459,6 +459,8 @@ class Done(_Word):
     used: _Bytes | None = None
     free: _Bytes | None = None
     endpoint: str | None = None
+    boot_format: Annotated[str | None, Field(max_length=16)] = None
+    """Of a probe: the disk format of what machines start from there, if they do."""
 
 
 class Failed(_Word):

@@ -166,7 +166,13 @@ def _retain(store: Store, key: str) -> None:
 def _probe(task: Probe) -> Done:
     store = open_store(task.store)
     room = store.probe()
-    return Done(total=room.total, used=room.used, free=room.free, endpoint=store.driver.endpoint)
+    return Done(
+        total=room.total,
+        used=room.used,
+        free=room.free,
+        endpoint=store.driver.endpoint,
+        boot_format=store.boot_format,
+    )
 
 
 def _list(task: List, say: Say, cancelled: threading.Event) -> Done:

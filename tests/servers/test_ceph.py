@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import trustme
 
-from servers import ServerError, run
+from servers import ServerError, run, wait_until
 from servers.ceph import Ceph, Cluster
 from servers.require import require
 from servers.tools import Missing
@@ -90,3 +90,15 @@ def test_a_server_is_found_again_and_stopped_by_another(tmp_path: Path) -> None:
     finally:
         server.stop()
     assert not found.ready()
+
+
+def test_a_manager_counts(tmp_path: Path) -> None:
+    """The room of the OSD is known once it has started, and that of a pool soon after it was made."""
+    with started(Ceph(tmp_path / "ceph", objectstore="memstore", size=1 << 30, manager=True)) as cluster:
+        assert cluster.ceph("df")["stats"]["total_bytes"] == 1 << 30
+        pool = cluster.pool("images")
+
+        def counted() -> bool:
+            return [each["name"] for each in cluster.ceph("df")["pools"]] == [pool]
+
+        wait_until("the count of a pool", counted, timeout=60)

@@ -12,3 +12,4 @@ class Quick(Cinder):
     settling: ClassVar[float] = 60.0
     lease: ClassVar[float] = 12.0
     page: ClassVar[int] = 3
+    block: ClassVar[int] = 1 << 20

@@ -43,6 +43,9 @@ from servers.tools import Missing
 
 GIB = 1 << 30
 
+NOTICING = {"osd heartbeat interval": 1}
+"""So an OSD looks more often whether it is full."""
+
 CROWDED = {"test_lets_one_of_many_win", "test_survives_a_crowd", "test_gives_one_answer_to_all_claims"}
 """Tests in which many want something at once of a Cinder that is one process."""
 UNCLAIMED = {"test_gives_one_answer_to_all_claims", "test_misses_its_marker"}
@@ -58,7 +61,7 @@ def used() -> list[str]:
 @pytest.fixture(scope="module")
 def ceph(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ceph]:
     """A Ceph for this module, in memory."""
-    server = Ceph(tmp_path_factory.mktemp("ceph"), objectstore="memstore", size=4 * GIB)
+    server = Ceph(tmp_path_factory.mktemp("ceph"), objectstore="memstore", size=4 * GIB, options=NOTICING)
     try:
         with server:
             yield server
@@ -201,6 +204,8 @@ class Fixtures(StoreFixtures):
 class TestContract(Fixtures, StoreContract):
     """What every store promises."""
 
+    part: ClassVar[int] = 1 << 20
+    """As the driver of the tests writes and reads."""
     sequences: ClassVar[int] = 4
     steps: ClassVar[int] = 10
     rounds: ClassVar[int] = 2
@@ -424,6 +429,76 @@ def test_a_volume_with_snapshots_stays(cloud: Cloud, project: str, ref: StoreRef
     wait_until("its end", lambda: made(None), timeout=30)
     store.delete(KEY)
     assert list(store.list()) == []
+
+
+def test_a_volume_is_made_from_an_image(cloud: Cloud, project: str, ref: StoreRef) -> None:
+    """As `openstack volume create --source` does: a clone in Ceph with the right bytes, which is no object of ours.
+
+    It is whole as well when the image has gone.
+    """
+    store, data = open_store(ref), noise(3 * CHUNK)
+    put(store, KEY, data)
+    source = stored(cloud, project)
+    body = {"size": source["size"] + 1, "name": "disk", "source_volid": source["id"]}
+    disk = cloud.call(project, "POST", "/volumes", {"volume": body})["volume"]["id"]
+    cloud.reaches(project, disk, "available")
+    image = f"{POOL}/volume-{disk}"
+    assert json.loads(rbd(cloud, "info", image, "--format", "json"))["parent"]["image"] == f"volume-{source['id']}"
+    assert rbd(cloud, "export", image, "-", "--no-progress").rstrip(b"\0") == data.rstrip(b"\0")
+    assert [entry.key for entry in store.list()] == [KEY]
+    store.delete(KEY)
+    assert list(store.list()) == []
+    assert rbd(cloud, "export", image, "-", "--no-progress").rstrip(b"\0") == data.rstrip(b"\0")
+    cloud.call(project, "DELETE", f"/volumes/{disk}")
+    cloud.reaches(project, disk)
+
+
+def test_the_zone_of_a_volume(cloud: Cloud, project: str, ref: StoreRef) -> None:
+    """Volumes are made in the zone that the store names; one that Cinder does not know is named with its words."""
+    store = open_store(changed(ref, availabilityZone="nova"))
+    put(store, KEY, b"image")
+    assert stored(cloud, project)["availability_zone"] == "nova"
+    store.delete(KEY)
+    with pytest.raises(StoreUnavailable, match=r"[Aa]vailability zone.*mars"):
+        put(open_store(changed(ref, availabilityZone="mars")), KEY, b"image")
+    assert list(store.list()) == []
+
+
+def test_a_full_cluster(cloud: Cloud, project: str, ref: StoreRef, ceph: Ceph) -> None:
+    """An OSD that is full in the middle of a put ends it as StoreFull; once there is room all goes well again."""
+    store, data = open_store(ref), noise(40 * CHUNK)
+    store.claim()
+
+    def fill(given: int) -> None:
+        if given == 8 * CHUNK:
+            ratios(ceph, 0.0004)
+            wait_until("a full OSD", lambda: full(ceph), timeout=60)
+
+    try:
+        with pytest.raises(StoreFull, match="the pool volumes is full"):
+            store.put(KEY, "a1", Body(data, before=fill), lambda: record_of(KEY))
+    finally:
+        ratios(ceph, 0.95)
+        wait_until("room", lambda: not full(ceph), timeout=60)
+    for volume in settled(cloud, project):
+        if volume["status"] == "error_deleting":  # Cinder has met the full cluster as well, and does not try again
+            reset = {"os-reset_status": {"status": "available"}}
+            cloud.call(project, "POST", f"/volumes/{volume['id']}/action", reset)
+    store.delete(KEY)
+    put(store, KEY, data, attempt="a2")
+    assert read(store, KEY) == data
+
+
+def ratios(ceph: Ceph, full: float) -> None:
+    """How much of an OSD may be filled; they must be in order at each moment."""
+    levels = [("nearfull", full * 0.9), ("backfillfull", full * 0.95), ("full", full)]
+    for level, ratio in levels:
+        ceph.cluster.ceph("osd", f"set-{level}-ratio", f"{ratio:.6f}")
+
+
+def full(ceph: Ceph) -> bool:
+    """Whether the monitors have said that an OSD is full."""
+    return any("full" in pool["flags_names"].split(",") for pool in ceph.cluster.ceph("osd", "dump")["pools"])
 
 
 def test_who_has_a_volume_attached(cloud: Cloud, project: str, ref: StoreRef) -> None:

@@ -32,7 +32,7 @@ from glimpse.problems import (
     StoreRefused,
     StoreUnavailable,
 )
-from glimpse.stores import Cloneable, Entry, Store, encode, open_store
+from glimpse.stores import Capacity, Cloneable, Entry, Store, encode, open_store
 from glimpse.streams import CHUNK
 from glimpse.tasks import StoreRef
 from glimpse.testing.bodies import Body, noise, record_of
@@ -218,6 +218,11 @@ class TestContract(Fixtures, StoreContract):
 
     sequences: ClassVar[int] = 8
     part: ClassVar[int] = 4 * CHUNK
+
+    @pytest.fixture
+    def ref(self, place: Place, namespace: str) -> StoreRef:
+        """Images are cut, written and read in just such parts."""
+        return place.ref(namespace, objectSize="4Mi")
 
 
 class TestSparse(Fixtures, SparseContract):
@@ -920,3 +925,10 @@ def test_a_connection_ends_with_its_store(place: Place, namespace: str) -> None:
     del body
     gc.collect()
     wait_until("the last connection to end", lambda: connections() == before, timeout=30)
+
+
+def test_without_a_manager_nothing_is_told(store: Store) -> None:
+    """A cluster that nobody counts has no room that could be named: that is not nought, which would be full."""
+    put(store, noise(1 << 20))
+    assert store.probe() == Capacity(None, None, None)
+    store.delete(KEY)

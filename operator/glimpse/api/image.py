@@ -331,7 +331,7 @@ class StoreStatus(Model):
     failure: Failure | None = None
     """Why it does not hold the image."""
     conditions: Annotated[tuple[Condition, ...], Field(max_length=8), ListMap("type")] = ()
-    """`Ready`: the store holds the served revision."""
+    """`Ready`: the store holds the served revision. `Bootable`: only while no machine can start from it there."""
 
 
 class Summary(Model):

@@ -43,6 +43,21 @@ class StoreCaBundleRef(Model):
     """The name of a Secret in the operator's namespace, with the label `glimpse.dev/use: store`."""
 
 
+CONFIG_REF: Final = "configRef/"
+"""In a driver's `secret`, stands before each key of what the member `configRef` of its configuration names."""
+
+
+class ConfigRef(Model):
+    """A file of configuration that a driver understands, in a ConfigMap or Secret. Exactly one member."""
+
+    rules = (exactly_one("configMap", "secret"),)
+
+    config_map: ObjectName | None = None
+    """The name of a ConfigMap in the operator's namespace."""
+    secret: ObjectName | None = None
+    """The name of a Secret in the operator's namespace, with the label `glimpse.dev/use: store`."""
+
+
 class StoreSecretRef(Model):
     """A Secret in the operator's namespace, with the label `glimpse.dev/use: store`."""
 
@@ -135,6 +150,8 @@ class ImageStoreStatus(Model):
     """Bytes of those images."""
     endpoint: Annotated[str | None, Field(max_length=4096)] = None
     """Where the store is."""
+    boot_format: Annotated[str | None, Field(max_length=16)] = None
+    """The disk format that machines must find in the store to start from it; omitted: they start from none of it."""
     last_probe_time: Time | None = None
     """When it was looked at last."""
 

@@ -17,6 +17,7 @@ STORED: Final = "Stored"
 SOURCE_VERIFIED: Final = "SourceVerified"
 OUTDATED: Final = "Outdated"
 IN_USE: Final = "InUse"
+BOOTABLE: Final = "Bootable"
 
 MESSAGE_LIMIT: Final = 2048
 

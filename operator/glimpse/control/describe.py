@@ -6,8 +6,9 @@ Apart from the decisions, so that the table of conditions in the docs has one pl
 from typing import Final
 
 from glimpse.api.base import format_quantity
-from glimpse.api.image import Artifact, Failure, ImageStatus, Revision, StoreStatus, Summary
+from glimpse.api.image import Artifact, Failure, HistoryEntry, ImageStatus, Revision, StoreStatus, Summary
 from glimpse.control.conditions import (
+    BOOTABLE,
     OUTDATED,
     READY,
     RECONCILING,
@@ -15,11 +16,15 @@ from glimpse.control.conditions import (
     STALLED,
     STORED,
     Conditions,
+    find,
 )
-from glimpse.control.draft import Draft
+from glimpse.control.draft import Downloaded, Draft
 from glimpse.control.seen import FetchWork
 from glimpse.problems import REASONS, ChecksumMismatch, ChecksumUnavailable, DataLost, SignatureInvalid, Transient
 
+NOT_BOOTABLE: Final = "NotBootable"
+_AS_RAW: Final = ("iso", "ami", "ari", "aki")
+"""Formats that a machine reads as it reads raw: what they are called tells what is in them."""
 _UNPROVEN: Final = (ChecksumMismatch, ChecksumUnavailable, SignatureInvalid)
 """What is in the way of a proof, and no mere failure to fetch."""
 
@@ -186,7 +191,7 @@ def describe_activity(d: Draft, fetching: bool, waits: list[Failure], stalls: li
 
 
 def describe_stores(d: Draft, fetching: bool) -> None:
-    """Ready, for each store."""
+    """Ready, for each store, and Bootable where it is not."""
     for name, before in d.stores.items():
         store = at_served(d, before)
         conditions = Conditions(store.conditions, d.meta.generation, d.now)
@@ -200,7 +205,23 @@ def describe_stores(d: Draft, fetching: bool) -> None:
         else:
             text = "bytes are on their way" if fetching else "holds nothing yet"
             conditions.set(READY, False, "Progressing", text)
+        if d.served and d.holds(name) and (why := unbootable(d.served, name, d.view(name).boot_format)):
+            conditions.set(BOOTABLE, False, NOT_BOOTABLE, why)
+        else:
+            conditions.drop(BOOTABLE)
         d.stores[name] = store.but(conditions=conditions.result())
+
+
+def unbootable(entry: HistoryEntry, store: str, wanted: str | None) -> str:
+    """Why no machine can start from this revision where it lies, and the way out; empty if one can, or none does."""
+    source = Downloaded.of(entry)
+    packed = source.compression if not source.unpacked else ""
+    if wanted is None or (not packed and entry.disk_format in {wanted, *(_AS_RAW if wanted == "raw" else ())}):
+        return ""
+    text = f"machines start from {store} as it lies there, and find {packed or entry.disk_format} in place of {wanted}"
+    if entry.location and entry.location.store == store:
+        return f"{text}; register an image in that format"
+    return f"{text}; set spec.format.{'decompress to auto' if packed else f'convertTo to {wanted}'}"
 
 
 def at_served(d: Draft, store: StoreStatus) -> StoreStatus:
@@ -279,6 +300,12 @@ def _failures(status: ImageStatus) -> dict[str, Failure]:
     return found
 
 
+def _unbootable(status: ImageStatus) -> dict[tuple[str, int | None], str]:
+    """Of which copies it was said that no machine can start from them: store and revision."""
+    found = ((s, find(s.conditions, BOOTABLE)) for s in status.stores)
+    return {(s.name, s.revision): condition.message for s, condition in found if condition}
+
+
 def events(before: ImageStatus, after: ImageStatus) -> tuple[tuple[str, str, str], ...]:
     """What a person should read of in `kubectl describe`: what is new between two statuses."""
     found = []
@@ -290,6 +317,8 @@ def events(before: ImageStatus, after: ImageStatus) -> tuple[tuple[str, str, str
             found.append(("Normal", "Stored", text))
     if old and new and old.revision != new.revision and new.revision in known:
         found.append(("Normal", "Served", f"revision {new.revision} is served instead of revision {old.revision}"))
+    warned = _unbootable(before)
+    found += [("Warning", NOT_BOOTABLE, text) for store, text in _unbootable(after).items() if store not in warned]
     was, now = _failures(before), _failures(after)
     for name, failure in now.items():
         last = was.get(name)

@@ -40,6 +40,8 @@ class StoreView:
     """What this image may register of what lies there."""
     read_only: bool = False
     """Nothing of ours is ever in it."""
+    boot_format: str | None = None
+    """The disk format of what machines start from there, if they do."""
 
     @property
     def trouble(self) -> Problem | None:

@@ -85,7 +85,7 @@ def decide(seen: StoreSeen) -> StoreVerdict:
             capacity = Capacity(total=problem.total, used=problem.used, free=problem.free)
             summary = StoreSummary(used=_size(problem.used), free=_size(problem.free))
             status = status.but(capacity=capacity, summary=summary, endpoint=problem.endpoint)
-            status = status.but(installation=seen.installation)
+            status = status.but(installation=seen.installation, boot_format=problem.boot_format)
         else:
             conditions.set(READY, False, problem.reason, problem.message)
             if problem.permanent:
@@ -152,7 +152,8 @@ def view(store: ImageStore, namespace: str, labels: Mapping[str, str]) -> StoreV
         if rule.namespace_selector is None or matches(rule.namespace_selector, labels)
     )
     read_only = READ_ONLY in (store.spec.model_extra or {})
-    return StoreView(name, f"{store.metadata.generation}/{since}", refused, unreachable, locations, read_only)
+    version = f"{store.metadata.generation}/{since}"
+    return StoreView(name, version, refused, unreachable, locations, read_only, store.status.boot_format)
 
 
 def matches(selector: LabelSelector, labels: Mapping[str, str]) -> bool:

@@ -93,6 +93,9 @@ class Driver(Protocol):
     def __init__(self, config: Any, secret: Mapping[str, str], ca_bundle: str | None, /) -> None:
         """`config` is a valid Config; `secret` what the store's Secret holds; `ca_bundle` PEM, None: the machine's.
 
+        Where `config` has a `configRef` (`glimpse.api.store.ConfigRef`), `secret` has what that holds too: `CONFIG_REF`
+        there.
+
         Touches nothing outside the process. Raises InvalidConfiguration, SecretNotReadable.
         """
 
@@ -170,6 +173,14 @@ class Linkable(Protocol):
         `name`: under which a client shall save the bytes, if the server can be made to say so; plain ASCII.
         None: the store does not say where clients reach it, or others may write to these bytes.
         """
+
+
+@runtime_checkable
+class Bootable(Protocol):
+    """Machines start from what lies in the store, just as it is; so who stores another format in it is warned."""
+
+    boot_format: ClassVar[str]
+    """The disk format that they must find there, as `status.artifact.diskFormat` has it: `raw`."""
 
 
 @runtime_checkable
@@ -687,6 +698,11 @@ class Store:
         """See that the store is ours and can be written, and its room. Raises the Problem that a put would meet."""
         self.claim()
         return self.capacity()
+
+    @property
+    def boot_format(self) -> str | None:
+        """The disk format of what machines start from there; None: they start from none of it."""
+        return self.driver.boot_format if isinstance(self.driver, Bootable) else None
 
     def capacity(self) -> Capacity:
         """The same without a look at the marker: cheap enough for each 64 MiB of a put."""

@@ -50,7 +50,7 @@ from glimpse.problems import (
 )
 from glimpse.stores import Capacity, Stat
 from glimpse.stores.cinder.config import CinderConfig, login
-from glimpse.stores.cinder.image import BLOCK, Ceph, Nothing, Watch, Way, way
+from glimpse.stores.cinder.image import Ceph, Nothing, Watch, Way, way
 from glimpse.stores.cinder.service import POLLS, Refused, Service, Volume
 from glimpse.stores.cinder.volumes import (
     ATTACHED,
@@ -99,6 +99,10 @@ class Cinder:
     """Seconds without a sign of life after which an attempt is dead."""
     page: ClassVar[int] = 500
     """Volumes in one listing."""
+    block: ClassVar[int] = 8 << 20
+    """Bytes of a request to Ceph."""
+    boot_format: ClassVar[str] = "raw"
+    """A machine reads a volume as a disk, whatever is in it."""
 
     def __init__(self, config: CinderConfig, secret: Mapping[str, str], ca_bundle: str | None, /) -> None:
         """Logs in at the first request."""
@@ -161,7 +165,7 @@ class Cinder:
             there, image = self._open(stack, volume.id)
             border = partial(self._ceph.border, there)
             watch = Watch(partial(self._confirm, volume.id))
-            reader = Range(image, offset, left, BLOCK, border=border, confirm=watch, patience=self.patience)
+            reader = Range(image, offset, left, self.block, border=border, confirm=watch, patience=self.patience)
             stack.callback(reader.close)
             yield reader
 
@@ -291,7 +295,7 @@ class Cinder:
                 self._ceph.image(there) as image,
                 self._ceph.border(there),
             ):
-                pipe = Pipe(image, passed, BLOCK, partial(self._ceph.problem, there), patience=self.patience)
+                pipe = Pipe(image, passed, self.block, partial(self._ceph.problem, there), patience=self.patience)
                 try:
                     while chunk and pipe.passed + len(chunk) <= room * GIB:
                         pipe.write(chunk)

@@ -29,8 +29,6 @@ from glimpse.problems import (
 )
 from glimpse.streams import CHUNK
 
-BLOCK: Final = 8 << 20
-"""Bytes of a request."""
 WATCHED: Final = 10.0
 """Seconds for which Ceph surely still holds the watch of who has not been heard: a third of its own patience."""
 

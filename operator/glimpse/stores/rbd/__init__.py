@@ -37,12 +37,15 @@ from glimpse.problems import (
     StoreUnavailable,
 )
 from glimpse.stores import Capacity, Mark, Note, Stat, Unable, Version
+from glimpse.stores.rbd import conf
 from glimpse.stores.rbd.attempts import SNAPSHOT, Attempt, Notes, checkpoint, close, open_to_read
 from glimpse.stores.rbd.clones import DEEPEST, Origin
 from glimpse.stores.rbd.cluster import AT, CHECKPOINT, LAYERS, MARKER, RECORD, SIZE, STORED, Cluster, Header
+from glimpse.stores.rbd.conf import Known
 from glimpse.stores.rbd.config import RBDConfig
 from glimpse.stores.rbd.names import Names
 from glimpse.stores.rbd.pipe import Growing
+from glimpse.stores.rbd.room import Room
 from glimpse.streams import CHUNK, Reader
 
 _FEATURES: Final = ("LAYERING", "EXCLUSIVE_LOCK", "OBJECT_MAP", "FAST_DIFF", "DEEP_FLATTEN")
@@ -60,6 +63,8 @@ class RBD:
     """Names that are asked for at once."""
     settling: ClassVar[float] = 10.0
     """Seconds after which a full pool has noticed that something was removed: OSDs look at that now and then."""
+    boot_format: ClassVar[str] = "raw"
+    """A hypervisor reads an image as a disk, whatever is in it."""
 
     def __init__(self, config: RBDConfig, secret: Mapping[str, str], _ca_bundle: str | None, /) -> None:
         """The names in the Secret are those that ceph-csi uses. Ceph has no certificates."""
@@ -72,10 +77,13 @@ class RBD:
             )
         if not re.fullmatch(r"[A-Za-z0-9+/]{20,}={0,2}", secret["userKey"]):
             raise SecretNotReadable("the key userKey of the Secret is no key of Ceph; copy it from `ceph auth get-key`")
-        self._config = config
+        if bool(config.monitors) == bool(config.config_ref):
+            raise InvalidConfiguration("set exactly one of rbd.monitors and rbd.configRef")
+        known = Known(config.monitors, None) if config.monitors else conf.read(secret)
+        self._config, self._monitor = config, known.monitors[0]
         self._block = parse_quantity(config.object_size)
         self._cluster = Cluster(
-            config.monitors,
+            known,
             config.pool,
             config.namespace or "",
             user=user,
@@ -85,10 +93,12 @@ class RBD:
         )
         self._names = Names(self._cluster, snapshot=config.snapshot, patience=self.patience, settling=self.settling)
 
+        self._room = Room(self.settling)
+
     @property
     def endpoint(self) -> str:
         """The first monitor and the pool."""
-        return f"rbd://{self._config.monitors[0]}/{self._cluster.place}"
+        return f"rbd://{self._monitor}/{self._cluster.place}"
 
     def put(self, key: str, attempt: str, body: Reader, record: Callable[[], bytes], /) -> Stat:
         """Fill an image of this attempt, then give it the name."""
@@ -242,7 +252,7 @@ class RBD:
         pool = self._cluster.open()
         with self._cluster.border():
             self._cluster.touch(pool, MARKER)
-            return self._cluster.room(pool)
+            return self._room.left(self._cluster.room(pool))
 
     def claim(self, owner: str, /, *, fresh: bool) -> str:
         """Read the marker, an object that is created only if there is none."""
@@ -320,17 +330,19 @@ class RBD:
         pipe = Growing(attempt.image, start, self._block, self._cluster.problem, patience=self.patience, hint=hint)
         notes = Notes(attempt.image, pipe, mark)
         try:
-            while True:
-                with notes.ending():
-                    chunk = body.read(CHUNK)
-                    if not chunk:
-                        line = record()
-                        break
+            with self._room.writing(pipe):
+                while True:
+                    with notes.ending():
+                        chunk = body.read(CHUNK)
+                        if not chunk:
+                            line = record()
+                            break
+                    with self._cluster.border():
+                        pipe.write(chunk)
+                        notes.passed()
                 with self._cluster.border():
-                    pipe.write(chunk)
-                    notes.passed()
+                    pipe.finish()
             with self._cluster.border():
-                pipe.finish()
                 header = self._describe(attempt.image, pipe.passed, line)
                 self._names.commit(pool, key, attempt)
         except BaseException:

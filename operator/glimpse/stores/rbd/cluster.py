@@ -9,7 +9,7 @@ import json
 import os
 import struct
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from secrets import token_hex
@@ -21,6 +21,7 @@ from pydantic import ValidationError
 from glimpse.ceph import Pool
 from glimpse.problems import NotFound, Problem, StoreConflict, StoreFull, StoreUnauthorized, StoreUnavailable
 from glimpse.stores import Capacity, Note, Stat
+from glimpse.stores.rbd.conf import Known
 
 _DIRECTORY: Final = "rbd_directory"  # omap: name_{name of an image} -> its id
 _HEADER: Final = "rbd_header."  # and its id; omap: size, timestamps, metadata_{key}
@@ -105,7 +106,7 @@ class Cluster:
 
     def __init__(
         self,
-        monitors: Sequence[str],
+        known: Known,
         pool: str,
         namespace: str,
         *,
@@ -117,7 +118,7 @@ class Cluster:
         """`patience`: seconds that one request may take; `page`: names that are asked for at once."""
         self.pool, self.namespace = pool, namespace
         self.place = "/".join(quote(part) for part in (pool, namespace) if part)
-        self._monitors, self._user, self._key = ",".join(monitors), user, key
+        self._monitors, self._fsid, self._user, self._key = ",".join(known.monitors), known.fsid, user, key
         self._patience, self._page = patience, page
         self._lock = threading.Lock()
         self._open: Pool | None = None
@@ -134,7 +135,7 @@ class Cluster:
 
         with self.border():
             try:
-                return Pool.open(
+                pool = Pool.open(
                     self.pool,
                     self._monitors,
                     user=self._user,
@@ -142,11 +143,22 @@ class Cluster:
                     patience=self._patience,
                     enter=self._enter,
                 )
+            except (rados.PermissionError, rados.PermissionDeniedError):
+                raise StoreUnauthorized(
+                    f"Ceph does not let client.{self._user} in: either there is no such user, or userKey is not what "
+                    f"`ceph auth get-key client.{self._user}` prints"
+                ) from None
             except rados.ObjectNotFound:
                 raise StoreUnavailable(
                     f"the pool {self.pool} does not exist on {self._monitors}; create it with: ceph osd pool create "
                     f"{self.pool} && rbd pool init {self.pool}"
                 ) from None
+        if self._fsid and pool.fsid != self._fsid:
+            raise StoreUnavailable(
+                f"at {self._monitors} is the Ceph cluster {pool.fsid}, where configRef says {self._fsid}: one of its "
+                "mon_host and fsid is wrong"
+            )
+        return pool
 
     def _enter(self, io: Any) -> None:
         import rbd
@@ -357,30 +369,45 @@ class Cluster:
         """Write a small object unless there is one."""
         import rados
 
-        with rados.WriteOpCtx() as op, suppress(rados.ObjectExists):
+        with rados.WriteOpCtx() as op, self._writing(), suppress(rados.ObjectExists):
             op.new(rados.LIBRADOS_CREATE_EXCLUSIVE)
             op.write_full(content)
             pool.io.operate_write_op(op, name)
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Around the first request that changes something, after one that has read."""
+        import rados
+
+        try:
+            yield
+        except (rados.PermissionError, rados.PermissionDeniedError):
+            raise StoreUnauthorized(
+                f"client.{self._user} may read the pool {self.place}, but not write to it; let it: ceph auth caps "
+                f"client.{self._user} mon 'profile rbd' osd 'profile rbd pool={self.pool}'"
+            ) from None
 
     def touch(self, pool: Pool, name: str) -> None:
         """Write to a small object that is there, and leave it as it is: whoever may not write is told so."""
         import rados
 
-        with rados.WriteOpCtx() as op, _unless_other():
+        with rados.WriteOpCtx() as op, self._writing(), _unless_other():
             op.cmpext(b"{")
             op.set_xattr("probed", b"")
             pool.io.operate_write_op(op, name)
 
     def room(self, pool: Pool) -> Capacity:
-        """What the managers of the cluster have counted for the pool; nothing where there is none."""
-        command = json.dumps({"prefix": "df", "format": "json"})
+        """What the managers of the cluster have counted for the pool, within its quota; nothing where there is none."""
+        command = json.dumps({"prefix": "df", "detail": "detail", "format": "json"})
         code, answer, _ = pool.client.mon_command(command, b"", timeout=int(self._patience) or 1)
         if code:
             raise self.problem(-code)
         stats = next((each["stats"] for each in json.loads(answer)["pools"] if each["name"] == self.pool), None)
         if stats is None:
             return Capacity(None, None, None)
-        used, free = int(stats["stored"]), int(stats["max_avail"])
+        used, free, quota = int(stats["stored"]), int(stats["max_avail"]), int(stats.get("quota_bytes", 0))
+        if quota:
+            free = min(free, max(quota - used, 0))
         return Capacity(used + free, used, free)
 
 

@@ -4,9 +4,10 @@ from typing import Annotated, Final, Literal
 
 from pydantic import Field
 
-from glimpse.api.base import Model, Rule, immutable
+from glimpse.api.base import Model, Rule, exactly_one, immutable
+from glimpse.api.store import ConfigRef
+from glimpse.stores.rbd.conf import MONITOR, MONITORS
 
-_HOST: Final = "([A-Za-z0-9.-]+|[[][0-9A-Fa-f:.]+[]])"
 _SAME_NAMESPACE: Final = Rule(
     "has(self.__namespace__) == has(oldSelf.__namespace__)"  # the word is a keyword of CEL
     " && (!has(self.__namespace__) || self.__namespace__ == oldSelf.__namespace__)",
@@ -17,7 +18,7 @@ _SAME_NAMESPACE: Final = Rule(
 class RBDConfig(Model):
     """A pool of a Ceph cluster."""
 
-    rules = (_SAME_NAMESPACE,)
+    rules = (_SAME_NAMESPACE, exactly_one("monitors", "configRef"))
 
     pool: Annotated[
         str,
@@ -32,16 +33,19 @@ class RBDConfig(Model):
                 str,
                 Field(max_length=300),
                 Rule(
-                    rf"self.matches('^(v[12]:{_HOST}(:[0-9]{{1,5}})?|{_HOST}(:(3300|6789))?)$')",
+                    f"self.matches('{MONITOR}')",
                     "must be a host, such as 10.0.0.1, ceph-1.example.com:6789 or v2:10.0.0.1:13300: "
                     "with a port other than 3300 and 6789, say which protocol is spoken there, v1 or v2",
                 ),
             ],
             ...,
-        ],
-        Field(min_length=1, max_length=16),
-    ]
-    """The monitors of the cluster, one that answers is enough."""
+        ]
+        | None,
+        Field(min_length=1, max_length=MONITORS),
+    ] = None
+    """The monitors of the cluster, one that answers is enough. Exactly one of `monitors` and `configRef`."""
+    config_ref: ConfigRef | None = None
+    """A ceph.conf, or what Rook keeps of its cluster: monitors and fsid are taken from it, and nothing else."""
     user: Annotated[
         str | None,
         Field(min_length=1, max_length=128),
