@@ -39,7 +39,7 @@ from urllib.parse import quote, urlsplit
 
 from pydantic import BaseModel
 
-from glimpse.ceph import Pipe, Range
+from glimpse.ceph import LIBRARIES, Pipe, Range
 from glimpse.lease import Lease
 from glimpse.problems import (
     InvalidConfiguration,
@@ -91,6 +91,7 @@ class Cinder:
     """A store in a project."""
 
     Config: ClassVar[type[BaseModel]] = CinderConfig
+    libraries: ClassVar[Mapping[str, str]] = LIBRARIES
     patience: ClassVar[float] = 30.0
     """Seconds that Cinder or Ceph may be silent."""
     settling: ClassVar[float] = 180.0

@@ -26,7 +26,7 @@ from typing import Any, ClassVar, Final
 from pydantic import BaseModel
 
 from glimpse.api.base import parse_quantity
-from glimpse.ceph import Pool, Range, open_image
+from glimpse.ceph import LIBRARIES, Pool, Range, open_image
 from glimpse.problems import (
     DataLost,
     InvalidConfiguration,
@@ -56,6 +56,7 @@ class RBD:
     """A store in a pool."""
 
     Config: ClassVar[type[BaseModel]] = RBDConfig
+    libraries: ClassVar[Mapping[str, str]] = LIBRARIES
 
     patience: ClassVar[float] = 30.0
     """Seconds that one request to the cluster may take."""
