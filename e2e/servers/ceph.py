@@ -83,7 +83,6 @@ rgw frontends = beast {frontend} tcp_nodelay=1
 rgw enable apis = s3, swift, swift_auth, admin
 rgw thread pool size = 32
 rgw swift account in url = true
-rgw swift url = {url}
 rgw gc obj min wait = 5
 rgw gc processor period = 5
 rgw gc processor max time = 5
@@ -287,7 +286,6 @@ class Ceph(Server[Cluster]):
                 objectstore=self._objectstore,
                 size=self._size,
                 frontend=frontend,
-                url=self.cluster.gateway.url if self.cluster.gateway else "",
             )
         )
 

@@ -184,6 +184,14 @@ class Bootable(Protocol):
 
 
 @runtime_checkable
+class Sparse(Protocol):
+    """The store leaves zeros out: they take no room in it, and no time on the way to it."""
+
+    hole: ClassVar[int]
+    """Bytes of a block, at a multiple of as many, that is not written if it is all zeros."""
+
+
+@runtime_checkable
 class Preloaded(Protocol):
     """The driver's client library takes long to import."""
 

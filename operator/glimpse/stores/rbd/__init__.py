@@ -46,7 +46,7 @@ from glimpse.stores.rbd.config import RBDConfig
 from glimpse.stores.rbd.names import Names
 from glimpse.stores.rbd.pipe import Growing
 from glimpse.stores.rbd.room import Room
-from glimpse.streams import CHUNK, Reader
+from glimpse.streams import CHUNK, HOLE, Reader
 
 _FEATURES: Final = ("LAYERING", "EXCLUSIVE_LOCK", "OBJECT_MAP", "FAST_DIFF", "DEEP_FLATTEN")
 """Those that images have by default."""
@@ -56,6 +56,7 @@ class RBD:
     """A store in a pool."""
 
     Config: ClassVar[type[BaseModel]] = RBDConfig
+    hole: ClassVar[int] = HOLE
     libraries: ClassVar[Mapping[str, str]] = LIBRARIES
 
     patience: ClassVar[float] = 30.0
