@@ -80,7 +80,7 @@ admin socket = mgr.asok
 [client.rgw.a]
 rgw data = {folder}/rgw
 rgw frontends = beast {frontend} tcp_nodelay=1
-rgw enable apis = s3, swift, swift_auth, admin
+rgw enable apis = s3, sts, swift, swift_auth, admin
 rgw thread pool size = 32
 rgw swift account in url = true
 rgw gc obj min wait = 5
