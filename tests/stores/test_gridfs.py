@@ -240,6 +240,14 @@ def test_offsets_have_64_bits(ref: StoreRef, database: Any, far: int) -> None:
         read(store, KEY, CHUNK - 10, 20)
 
 
+def test_no_answer_is_too_large(ref: StoreRef) -> None:
+    """Of more than 48 MB, which is the largest message there is, chunks come in answers of a few."""
+    store = open_store(ref)
+    data = noise(56 * CHUNK)
+    put(store, KEY, data)
+    assert read(store, KEY) == data
+
+
 def test_no_chunk_is_ever_without_a_file(ref: StoreRef, database: Any) -> None:
     """What is written is not an orphan while it is written, so no tool that removes orphans takes it."""
     with Stalled(open_store(ref), KEY, "a1", noise(20 * CHUNK)) as stalled:

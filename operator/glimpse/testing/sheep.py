@@ -53,6 +53,11 @@ class Sheep:
         """`room`: bytes that all objects may have together, each counted as far as it was written."""
         self.spoiled = False
         """Whether its disk takes no writes, as after an error; what is there can be read."""
+        self.flowing = threading.Event()
+        """Whether objects with bytes are taken; until then who sends some waits."""
+        self.flowing.set()
+        self.waiting = 0
+        """Those who do."""
         self._room, self._formatted = room, formatted
         self._lock = threading.Lock()
         self._headers: dict[int, bytearray] = {}
@@ -88,6 +93,7 @@ class Sheep:
 
     def _close(self) -> None:
         self._over = True
+        self.flowing.set()
         with self._lock:
             for one in (self._listener, *self._open):
                 with suppress(OSError):
@@ -281,6 +287,8 @@ class Sheep:
                 _, opcode, flags, epoch, number, length = _FRAME.unpack_from(frame)
                 data = stream.read(length) if flags & _WITH_DATA else b""
                 result, rest, found = 0, b"", b""
+                if opcode == 0x01 and not frame[23] >> 7:
+                    self._hold()
                 with self._lock:
                     try:
                         rest, found = self._answer(opcode, flags, frame[16:], data, length)
@@ -290,6 +298,13 @@ class Sheep:
                 client.sendall(head + rest.ljust(28, b"\0") + found)
         with self._lock:
             self._open.discard(client)
+
+    def _hold(self) -> None:
+        with self._lock:
+            self.waiting += 1
+        self.flowing.wait()
+        with self._lock:
+            self.waiting -= 1
 
     def _spawn(self, work: Callable[..., None], *arguments: socket.socket) -> None:
         thread = threading.Thread(target=work, args=arguments, name="sheep", daemon=True)
