@@ -10,8 +10,10 @@ read are left out. Real sockets, real frames:
         assert "glimpse.store" in sheep.names()
 """
 
+import signal
 import socket
 import struct
+import sys
 import threading
 import time
 import zlib
@@ -49,8 +51,11 @@ class _Refused(Exception):  # noqa: N818 - an answer
 class Sheep:
     """The node. A context manager; leaving it closes all and waits for the threads."""
 
-    def __init__(self, *, room: int | None = None, formatted: bool = True) -> None:
-        """`room`: bytes that all objects may have together, each counted as far as it was written."""
+    def __init__(self, *, room: int | None = None, formatted: bool = True, port: int = 0) -> None:
+        """`room`: bytes that all objects may have together, each counted as far as it was written.
+
+        `port`: where it listens; 0: where it likes.
+        """
         self.spoiled = False
         """Whether its disk takes no writes, as after an error; what is there can be read."""
         self.flowing = threading.Event()
@@ -69,7 +74,7 @@ class Sheep:
         self._over = False
         self._open: set[socket.socket] = set()
         self._threads: list[threading.Thread] = []
-        self._listener = socket.create_server(("127.0.0.1", 0), backlog=64)
+        self._listener = socket.create_server(("127.0.0.1", port), backlog=64)
         self.port: int = self._listener.getsockname()[1]
 
     def __enter__(self) -> Self:
@@ -334,3 +339,8 @@ def _now() -> bytes:
     """The time as an inode has it: seconds and nanoseconds."""
     now = time.time_ns()
     return (now // 10**9 << 32 | now % 10**9).to_bytes(8, "little")
+
+
+if __name__ == "__main__":
+    with Sheep(port=int(sys.argv[1])):
+        signal.sigwait({signal.SIGTERM, signal.SIGINT})
