@@ -11,7 +11,7 @@ import pytest
 from pydantic import SecretStr
 from tests.gateway.test_copies import begun, rest
 from tests.gateway.test_meters import count
-from tests.operator.support import REQUESTED_AT, Tenant, content, digest, done, holds, said
+from tests.operator.support import REQUESTED_AT, Tenant, content, digest, done, holds
 
 from glimpse.problems import NotFound
 from glimpse.readers import KEYS
@@ -220,7 +220,7 @@ def test_what_lies_in_a_bucket_is_registered(tenant: Tenant, servers: dict[str, 
     assert (part.status, part.body) == (206, data[1000:2000])
     spare = tenant.store()
     tenant.edit("a", stores=[name, spare])
-    tenant.wait("a", lambda o: done(o) and len(said(o)["stores"]) == 2)
+    tenant.wait("a", lambda o: done(o) and len(o["status"]["stores"]) == 2)
     assert tenant.objects(spare) == {f"{uid}-1": data}
     store = open_store(opened(tenant, name))
     assert [(entry.key, entry.location) for entry in store.list()] == [(f"{uid}-1", f"s3://{name}/{key}")]
