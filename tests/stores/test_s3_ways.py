@@ -5,7 +5,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from hashlib import sha256
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -17,6 +17,7 @@ import boto3
 import pytest
 from botocore.config import Config
 from tests.stores.buckets import Server
+from tests.stores.damage import Damage
 
 from glimpse.problems import DataLost, StoreFull, StoreUnauthorized, StoreUnavailable
 from glimpse.runners import Inline
@@ -26,7 +27,6 @@ from glimpse.streams import CHUNK
 from glimpse.tasks import Failed, StoreRef, Verify
 from glimpse.testing.bodies import Body, noise, record_of
 from glimpse.testing.stores import KEY, put, read
-from glimpse.testing.wire import Wire
 from servers import Missing, run, tool, wait_until
 from servers.ceph import Ceph, Cluster
 from servers.require import require
@@ -258,36 +258,6 @@ def test_virtual_addressing(server: Server, ref: StoreRef, monkeypatch: pytest.M
 
 
 # Damage on the way
-
-
-class Damage(Wire):
-    """A wire that changes one byte of what passes in one direction, once so many have passed there."""
-
-    upwards = True
-    at = 1 << 60
-    changed = 0
-
-    def __init__(self, target: tuple[str, int]) -> None:
-        super().__init__(target)
-        self._port = target[1]
-        self._seen = 0
-
-    def arm(self, at: int, *, upwards: bool) -> None:
-        """From now on."""
-        self.upwards, self.at, self._seen, self.changed = upwards, at, 0, 0
-
-    def _pass_on(self, source: socket.socket, target: socket.socket) -> None:
-        with suppress(OSError):
-            up = target.getpeername()[1] == self._port
-            while piece := source.recv(1 << 16):
-                if up == self.upwards and not self.changed:
-                    self._seen += len(piece)
-                    if self._seen > self.at and len(piece) > 1000:
-                        self.changed += 1
-                        piece = piece[:-1] + bytes([piece[-1] ^ 1])
-                target.sendall(piece)
-        with suppress(OSError):
-            target.shutdown(socket.SHUT_WR)
 
 
 @pytest.fixture
