@@ -33,6 +33,8 @@ from servers.web import Web
 
 TEAM: Final = "team-a"
 STORE: Final = "local"
+WEB: Final = "my-http"
+"""The store that is the web server."""
 ISO: Final = Path("/usr/lib/grub-rescue/grub-rescue-cdrom.iso")
 RATE: Final = 2 << 20
 """Bytes per second of the local web server: slow enough that a person sees the progress of a small image."""
@@ -102,6 +104,9 @@ class Demo:
                 stores = self.equip()
             with step(f"Import an image into {len(stores)} stores in one pass"):
                 self.fan_out(stores, sums)
+            if "http" in self.kinds:
+                with step("Register a file of the web server as an image"):
+                    self.register(sums)
         with step("Delete the images"):
             self.delete()
 
@@ -238,9 +243,9 @@ class Demo:
 
     def equip(self) -> list[str]:
         """Start the servers, declare a store on each and wait until it is Ready; the names of all stores."""
-        running: dict[str, Server[Any]] = {}
+        running = {server.name: server for server in self.servers if server.name in TYPES}
         for name in TYPES:
-            if any(name in SERVERS[kind] for kind in self.kinds):
+            if name not in running and any(name in SERVERS[kind] for kind in self.kinds):
                 running[name] = new(name, self.folder / name, running, detached=self.keep)
                 self.launch(running[name])
         for kind in self.kinds:
@@ -249,7 +254,7 @@ class Demo:
         for name in names:
             self.cluster.kubectl("wait", "--for=condition=Ready", f"imagestore/{name}", "--timeout=60s")
         console.print(f"  The administrator has declared the ImageStores {', '.join(names[1:])}.")
-        return names
+        return [name for name in names if name != WEB]
 
     def fan_out(self, stores: list[str], sums: dict[str, str]) -> None:
         """The source is read once, and each store says for itself how far it is."""
@@ -263,6 +268,18 @@ class Demo:
             ready = all(condition["status"] == "True" for condition in entry["conditions"])
             check(ready, f"{entry['name']} has it: {entry['location']}")
         check(sorted(entry["name"] for entry in status["stores"]) == sorted(stores), "no store is missing")
+
+    def register(self, sums: dict[str, str]) -> None:
+        """What a web server has becomes an image where it lies: it is read once, and copied nowhere."""
+        key = f"import/{TEAM}/rescue.iso"
+        (self.site.root / key).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(self.site.root / "rescue.iso", self.site.root / key)
+        image = _image("there", "", sums["rescue.iso"])
+        image["spec"]["source"] = {"location": {"store": WEB, "key": key}}
+        self.apply(image)
+        status = self.follow(image, "Registered", lambda o: _true(o, "Ready"), timeout=120)["status"]
+        where = [entry["location"] for entry in status["stores"]]
+        check(where == [f"{self.site.url}/{key}"], f"its bytes are where they were: {where[0]}")
 
     def delete(self) -> None:
         """With the images go their bytes."""

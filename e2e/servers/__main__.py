@@ -24,7 +24,7 @@ from servers.swift import Swift
 from servers.web import Web
 
 # In the order of starting: each may lean on those before it.
-NAMES: Final = ("kube", "web", *TYPES, "glimpse")
+NAMES: Final = ("kube", *TYPES, "glimpse")
 USUAL: Final = ("kube", "web", "glimpse")
 """Those that are started unless a store asks for more."""
 STORE: Final = "local"
@@ -197,8 +197,6 @@ def _new(name: str) -> Server[Any]:
     match name:
         case "kube":
             return Kube(folder, detached=True)
-        case "web":
-            return Web(folder, detached=True)
         case "glimpse":
             return Glimpse(folder, cluster=_cluster(), detached=True, settings=_settings())
         case _:
@@ -216,7 +214,7 @@ def _settings() -> dict[str, str]:
 
 
 def _load(name: str) -> Server[Any] | None:
-    kinds: dict[str, type[Server[Any]]] = {"kube": Kube, "web": Web, **TYPES, "glimpse": Glimpse}
+    kinds: dict[str, type[Server[Any]]] = {"kube": Kube, **TYPES, "glimpse": Glimpse}
     return kinds[name].load(RUN / f"{name}.json")
 
 

@@ -80,10 +80,9 @@ admin socket = mgr.asok
 [client.rgw.a]
 rgw data = {folder}/rgw
 rgw frontends = beast {frontend} tcp_nodelay=1
-rgw enable apis = s3, swift, swift_auth, admin
+rgw enable apis = s3, sts, swift, swift_auth, admin
 rgw thread pool size = 32
 rgw swift account in url = true
-rgw swift url = {url}
 rgw gc obj min wait = 5
 rgw gc processor period = 5
 rgw gc processor max time = 5
@@ -287,7 +286,6 @@ class Ceph(Server[Cluster]):
                 objectstore=self._objectstore,
                 size=self._size,
                 frontend=frontend,
-                url=self.cluster.gateway.url if self.cluster.gateway else "",
             )
         )
 

@@ -107,6 +107,11 @@ class Identity:
         headers, answer = _call("POST", f"{self.url}/auth/tokens", {"auth": auth}, {})
         return headers["X-Subject-Token"], answer["token"]
 
+    def revoke(self, token: str) -> None:
+        """End the life of a token."""
+        mine, _ = self.token()
+        _call("DELETE", f"{self.url}/auth/tokens", None, {"X-Auth-Token": mine, "X-Subject-Token": token})
+
     def user(self, name: str, password: str, project: str, *, role: str = "member") -> User:
         """Make a project, and a user with this role in it."""
         made = self.call("POST", "/projects", {"project": {"name": project, "domain_id": "default"}})["project"]["id"]
@@ -116,10 +121,10 @@ class Identity:
         self.call("PUT", f"/projects/{made}/users/{who}/roles/{known['id']}")
         return User(name, password, project)
 
-    def credential(self, user: User) -> tuple[str, str]:
+    def credential(self, user: User, name: str = "glimpse") -> tuple[str, str]:
         """Make an application credential of this user: its ID and its secret."""
         _, said = self.token(user)
-        wanted = {"application_credential": {"name": "glimpse"}}
+        wanted = {"application_credential": {"name": name}}
         made = self.call("POST", f"/users/{said['user']['id']}/application_credentials", wanted, user=user)[
             "application_credential"
         ]

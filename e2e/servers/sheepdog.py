@@ -1,4 +1,4 @@
-"""Sheepdog: one node on its own, where somebody has built it.
+"""Sheepdog: one node on its own, where somebody has built it, or an emulator of one.
 
 No distribution has it any more, so nothing of the project needs it; the tests of its store run against an emulator, and
 against this too where the environment variable `GLIMPSE_SHEEPDOG` names the program `sheep`, or a cluster as
@@ -8,6 +8,7 @@ against this too where the environment variable `GLIMPSE_SHEEPDOG` names the pro
 import os
 import socket
 import struct
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,12 +34,17 @@ class Sheepdog(Server[Node]):
     name: ClassVar[str] = "sheepdog"
     node: Node
 
+    def __init__(self, folder: Path, *, emulated: bool = False, detached: bool = False) -> None:
+        """`emulated`: where the environment names none, an emulator, whose data are in memory."""
+        super().__init__(folder, detached=detached)
+        self._emulated = emulated
+
     def start(self) -> Node:
         """Start it. Raises Missing, ServerError."""
         named = os.environ.get("GLIMPSE_SHEEPDOG")
-        if not named:
+        if not named and not self._emulated:
             raise Missing("no distribution has Sheepdog: GLIMPSE_SHEEPDOG=/path/of/sheep, or host:port, names one")
-        if not Path(named).exists():
+        if named and not Path(named).exists():
             address, _, port = named.rpartition(":")
             self.node = Node(address, int(port))
             return self.node
@@ -47,7 +53,9 @@ class Sheepdog(Server[Node]):
         for attempt in (1, 2, 3):
             [port_] = self.ports(1, fresh=attempt > 1)
             self.node = Node("127.0.0.1", port_)
-            args = [named, "-f", "-n", "-c", "local", "-b", "127.0.0.1", "-p", str(port_), str(data)]
+            args: list[str | Path] = [sys.executable, "-m", "glimpse.testing.sheep", str(port_)]
+            if named:
+                args = [named, "-f", "-n", "-c", "local", "-b", "127.0.0.1", "-p", str(port_), data]
             process = self.spawn("sheep", args)
             try:
                 wait_until("sheep", self.ready, timeout=30, alive=[process])

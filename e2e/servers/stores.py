@@ -15,8 +15,10 @@ from servers.ceph import Ceph
 from servers.cinder import Cinder
 from servers.ferretdb import FerretDB
 from servers.kube import NAMESPACE, Object
+from servers.sheepdog import Sheepdog
 from servers.swift import Swift
 from servers.vcsim import VCSim
+from servers.web import Web
 
 _LABEL: Final = {"glimpse.dev/use": "store"}
 
@@ -30,13 +32,18 @@ class Place:
     config: Mapping[str, Any]
     secret: Mapping[str, str] = field(repr=False)
     ca_file: Path | None = None
+    rules: Mapping[str, Any] = field(default_factory=dict)
+    """What else an ImageStore there says."""
 
     def manifests(self, name: str) -> list[Object]:
         """An ImageStore there, with its Secret and the ConfigMap of its CA."""
-        meta = {"name": f"{name}-login", "namespace": NAMESPACE, "labels": _LABEL}
-        data = {key: base64.b64encode(value.encode()).decode() for key, value in self.secret.items()}
-        made: list[Object] = [{"apiVersion": "v1", "kind": "Secret", "metadata": meta, "data": data}]
-        spec: dict[str, Any] = {self.kind: dict(self.config), "secretRef": {"name": f"{name}-login"}}
+        made: list[Object] = []
+        spec: dict[str, Any] = {self.kind: dict(self.config), **self.rules}
+        if self.secret:
+            meta = {"name": f"{name}-login", "namespace": NAMESPACE, "labels": _LABEL}
+            data = {key: base64.b64encode(value.encode()).decode() for key, value in self.secret.items()}
+            made.append({"apiVersion": "v1", "kind": "Secret", "metadata": meta, "data": data})
+            spec["secretRef"] = {"name": f"{name}-login"}
         if self.ca_file:
             meta = {"name": f"{name}-ca", "namespace": NAMESPACE}
             bundle = {"ca.crt": self.ca_file.read_text()}
@@ -60,6 +67,11 @@ def _gridfs(name: str, ferret: FerretDB) -> Place:
     return Place("gridfs", {"uri": mongo.uri, "database": name}, login, mongo.ca_file)
 
 
+def _http(_name: str, web: Web) -> Place:
+    rules = {"locations": [{"prefix": "import/{namespace}/"}]}
+    return Place("http", {"baseUrl": web.site.url}, {}, web.site.ca_file, rules)
+
+
 def _rbd(name: str, ceph: Ceph) -> Place:
     pool = ceph.cluster.pool(name)
     key = ceph.cluster.client(name, mon="profile rbd", osd=f"profile rbd pool={pool}")
@@ -71,6 +83,10 @@ def _s3(name: str, ceph: Ceph) -> Place:
     assert gateway, "a Ceph with its gateway"
     keys = {"accessKey": gateway.access_key, "secretKey": gateway.secret_key}
     return Place("s3", {"endpoint": gateway.url, "bucket": name, "createBucket": True}, keys, gateway.ca_file)
+
+
+def _sheepdog(name: str, sheepdog: Sheepdog) -> Place:
+    return Place("sheepdog", {"address": sheepdog.node.address, "port": sheepdog.node.port, "prefix": name}, {})
 
 
 def _swift(name: str, swift: Swift) -> Place:
@@ -89,21 +105,22 @@ def _vmware(name: str, vcsim: VCSim) -> Place:
 SERVERS: Final[Mapping[str, Sequence[str]]] = {
     "cinder": ("ceph", "cinder"),
     "gridfs": ("ferretdb",),
+    "http": ("web",),
     "rbd": ("ceph",),
     "s3": ("ceph",),
+    "sheepdog": ("sheepdog",),
     "swift": ("swift",),
     "vmware": ("vcsim",),
 }
-"""The servers that each kind of store needs, its own one last.
-
-Sheepdog has none that could be had, and `http` takes no bytes.
-"""
+"""The servers that each kind of store needs, its own one last. Of `http` images are registered: it takes no bytes."""
 
 _MAKERS: Final[Mapping[str, Callable[..., Place]]] = {
     "cinder": _cinder,
     "gridfs": _gridfs,
+    "http": _http,
     "rbd": _rbd,
     "s3": _s3,
+    "sheepdog": _sheepdog,
     "swift": _swift,
     "vmware": _vmware,
 }
@@ -125,16 +142,22 @@ def new(name: str, folder: Path, others: Mapping[str, Server[Any]], *, detached:
             return Cinder(folder, ceph.cluster, detached=detached)
         case "ferretdb":
             return FerretDB(folder, detached=detached)
+        case "sheepdog":
+            return Sheepdog(folder, emulated=True, detached=detached)
         case "swift":
             return Swift(folder, detached=detached)
+        case "web":
+            return Web(folder, detached=detached)
         case _:
             return VCSim(folder, detached=detached)
 
 
 TYPES: Final[Mapping[str, type[Server[Any]]]] = {
+    "web": Web,
     "ceph": Ceph,
     "cinder": Cinder,
     "ferretdb": FerretDB,
+    "sheepdog": Sheepdog,
     "swift": Swift,
     "vcsim": VCSim,
 }

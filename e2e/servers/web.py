@@ -33,7 +33,7 @@ http {{
   server {{
     listen 127.0.0.1:{port}{tls};
     location = /.ready {{ return 204; }}
-    location / {{ root {root}; autoindex on; {rate} }}
+    location / {{ root {root}; autoindex on; {rate} {login} }}
     {dav}
   }}
 }}
@@ -67,18 +67,20 @@ class Web(Server[Site]):
         ca: trustme.CA | None = None,
         rate: int | None = None,
         dav: bool = False,
+        login: tuple[str, str] | None = None,
         detached: bool = False,
     ) -> None:
         """`root`: the folder to serve, made if missing; by default `files` in the server's own.
 
         `rate`: bytes per second of one connection, at most; None: as fast as it goes.
-        `dav`: whether files can be put into the folder `put`.
+        `dav`: whether files can be put into the folder `put`. `login`: user and password, without which it gives none.
         """
         super().__init__(folder, detached=detached)
         self._root = root or folder / "files"
         self._ca = ca
         self._rate = rate
         self._dav = dav
+        self._login = login
 
     def start(self) -> Site:
         """Start nginx. Raises Missing, ServerError."""
@@ -100,8 +102,21 @@ class Web(Server[Site]):
             config = self.folder / "nginx.conf"
             rate = f"limit_rate {self._rate};" if self._rate else ""
             dav = f"location /put/ {{ root {self._root}; {_DAV} }}" if self._dav else ""
+            login = ""
+            if self._login:
+                (self.folder / "users").write_text("{}:{{PLAIN}}{}\n".format(*self._login))
+                login = f"auth_basic site; auth_basic_user_file {self.folder}/users;"
             config.write_text(
-                _CONFIG.format(folder=self.folder, root=self._root, port=port, tls=tls, user=user, rate=rate, dav=dav)
+                _CONFIG.format(
+                    folder=self.folder,
+                    root=self._root,
+                    port=port,
+                    tls=tls,
+                    user=user,
+                    rate=rate,
+                    dav=dav,
+                    login=login,
+                )
             )
             process = self.spawn("nginx", [nginx, "-e", "stderr", "-p", self.folder, "-c", config])
             try:

@@ -8,14 +8,19 @@ import queue
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Final
 
 from glimpse.problems import Problem, StoreUnavailable
 from glimpse.streams import CHUNK, solid
+
+_APT: Final = "apt install python3-rados python3-rbd (or your distribution's, of Ceph's release)"
+LIBRARIES: Final[Mapping[str, str]] = MappingProxyType({"rados": _APT, "rbd": _APT})
+"""How Ceph's libraries are installed: they are not on PyPI, where `rados` is somebody else's."""
 
 DEPTH: Final = 4
 """Requests in flight; more win nothing where it was measured, and each holds its bytes in memory."""

@@ -11,10 +11,15 @@ from pathlib import Path
 
 import pytest
 
+from glimpse.gateway.app import READ_AHEAD
 from servers import wait_until
 from servers.glimpse import Glimpse
 from servers.kube import Cluster
+from servers.require import require
 from servers.shelf import Content, Shelf, ask
+from servers.stores import place
+from servers.swift import Swift
+from servers.tools import Missing
 
 DATA = os.urandom(32 << 20)
 ETAG = f'"sha256:{hashlib.sha256(DATA).hexdigest()}"'
@@ -114,6 +119,27 @@ def test_a_thousand_images(own: Glimpse, shelf: Shelf, namespace: str, token: st
     assert b"glimpse_gateway_images 1" in ask(url + "/metrics").body  # a thousand or more
     assert ask(url + images[-1].path, token=token).body == b"999"
     assert own.rss()["gateway"] < 128 << 20
+
+
+def test_slow_clients_of_a_store_on_a_network(
+    own: Glimpse, shelf: Shelf, namespace: str, token: str, tmp_path: Path
+) -> None:
+    """What is read ahead for all of them has a limit: twenty that stand still cost little more than one."""
+    try:
+        server = Swift(tmp_path / "swift")
+        with server:
+            there = place("swift", "images", server)
+            image = shelf.image(namespace, DATA * 3, store=shelf.remote(there.kind, there.config, there.secret))
+            url, before = own.installation.gateway_url + image.path, own.rss()["gateway"]
+            clients = [Slow(url, token) for _ in range(20)]
+            assert clients[0].rest() == (DATA * 3, 0), "which takes the time in which the others read ahead"
+            grown = own.rss()["gateway"] - before
+            for client in clients[1:]:
+                client.child.kill()
+                client.rest()
+    except Missing as error:
+        require("swift", str(error))
+    assert grown < READ_AHEAD + (40 << 20), f"{grown >> 20} MiB more"
 
 
 def test_nobody_looks_into_it(glimpse: Glimpse) -> None:

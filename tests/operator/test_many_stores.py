@@ -3,14 +3,17 @@
 import base64
 import hashlib
 from collections.abc import Iterator
-from typing import Any
+from dataclasses import replace
+from typing import Any, Final
 
+import boto3
 import pytest
 from pydantic import SecretStr
 from tests.gateway.test_copies import begun, rest
 from tests.gateway.test_meters import count
-from tests.operator.support import REQUESTED_AT, Tenant, content, digest, holds
+from tests.operator.support import REQUESTED_AT, Tenant, content, digest, done, holds
 
+from glimpse.problems import NotFound
 from glimpse.readers import KEYS
 from glimpse.stores import open_store
 from glimpse.tasks import StoreRef
@@ -19,11 +22,13 @@ from servers import Server, wait_until
 from servers.kube import NAMESPACE
 from servers.require import require
 from servers.shelf import Answer, ask
-from servers.stores import SERVERS, TYPES, new, place
+from servers.stores import SERVERS, TYPES, Place, new, place
 from servers.tools import Missing
 
 SIZE = 24 << 20
 """Several parts of each store."""
+WRITTEN: Final = tuple(kind for kind in SERVERS if kind != "http")
+"""Kinds that take bytes."""
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +73,7 @@ def opened(tenant: Tenant, name: str) -> StoreRef:
     )
 
 
-@pytest.mark.parametrize("kind", SERVERS)
+@pytest.mark.parametrize("kind", WRITTEN)
 def test_what_is_read_stays(tenant: Tenant, servers: dict[str, Server[Any]], kind: str) -> None:
     """A slow reader of a revision that is replaced, without grace, gets all of it; then it goes from the store."""
     store = made(tenant, servers, kind)
@@ -156,7 +161,7 @@ def in_parts(tenant: Tenant, store: str, data: bytes) -> None:
 
 def test_one_pass_fills_them_all(tenant: Tenant, servers: dict[str, Server[Any]]) -> None:
     """The source is read once; each store has its condition and the right bytes, and is empty after the delete."""
-    names = [tenant.store(), *(made(tenant, servers, kind) for kind in SERVERS)]
+    names = [tenant.store(), *(made(tenant, servers, kind) for kind in WRITTEN)]
     data = content(7, SIZE)
     tenant.image("a", tenant.serve("a", Reply(data, ranges=True, headers={"ETag": '"1"'})), stores=names)
     status = tenant.ready("a")
@@ -181,3 +186,50 @@ def test_one_pass_fills_them_all(tenant: Tenant, servers: dict[str, Server[Any]]
     assert {name: [entry.key for entry in store.list()] for name, store in stores.items()} == {
         name: [] for name in names
     }
+
+
+def lie(where: Place, key: str, data: bytes) -> None:
+    """Others put an object into a bucket."""
+    client = boto3.client(
+        "s3",
+        endpoint_url=where.config["endpoint"],
+        region_name="us-east-1",
+        aws_access_key_id=where.secret["accessKey"],
+        aws_secret_access_key=where.secret["secretKey"],
+    )
+    client.put_object(Bucket=where.config["bucket"], Key=key, Body=data)
+
+
+def test_what_lies_in_a_bucket_is_registered(tenant: Tenant, servers: dict[str, Server[Any]]) -> None:
+    """Verified, served, copied elsewhere as any image; noted in the bucket; refused to others; goes where it may."""
+    name = f"bucket-{tenant.namespace.removeprefix('test-')}"
+    where = replace(
+        place("s3", name, servers["ceph"]),
+        rules={"locations": [{"prefix": "import/{namespace}/", "allowDelete": True}]},
+    )
+    tenant.cluster.apply(*where.manifests(name))
+    tenant.wait(name, lambda o: holds(o, "Ready"), kind="ImageStore")
+    data, key = content(1), f"import/{tenant.namespace}/debian.img"
+    lie(where, key, data)
+    uid = tenant.registered("a", name, key, checksum={"digest": digest(data)})["metadata"]["uid"]
+    status = tenant.ready("a")
+    assert (status["artifact"]["digest"], status["artifact"]["size"]) == (digest(data), len(data))
+    assert [store["location"] for store in status["stores"]] == [f"s3://{name}/{key}"]
+    tenant.download(tenant.link("a"), body=data)
+    part = ask(tenant.link("a"), token=tenant.token, headers={"Range": "bytes=1000-1999"})
+    assert (part.status, part.body) == (206, data[1000:2000])
+    spare = tenant.store()
+    tenant.edit("a", stores=[name, spare])
+    tenant.wait("a", lambda o: done(o) and len(o["status"]["stores"]) == 2)
+    assert tenant.objects(spare) == {f"{uid}-1": data}
+    store = open_store(opened(tenant, name))
+    assert [(entry.key, entry.location) for entry in store.list()] == [(f"{uid}-1", f"s3://{name}/{key}")]
+
+    tenant.registered("b", name, "import/somebody-else/x")
+    assert f"only what begins with import/{tenant.namespace}/" in tenant.stalled("b", "StoreRefused")
+    tenant.delete("b")
+
+    tenant.delete("a")
+    assert list(store.list()) == []
+    with pytest.raises(NotFound):  # allowDelete
+        store.locate(key)

@@ -120,3 +120,39 @@ def test_what_is_lost_is_taken_again(tenant: Tenant, owner: Tenant) -> None:
     assert status["artifact"]["digest"] == digest(content(1))
     assert list(tenant.objects(second).values()) == [content(1)]
     assert len(tenant.web.requests) == 1
+
+
+def test_an_original_that_goes_before_its_bytes_were_taken(tenant: Tenant, owner: Tenant) -> None:
+    """A delete waits for nobody: a reference that has nothing yet says so for good, until the original is back."""
+    first, second = tenant.store(), tenant.store()
+    golden(owner, first, visibility="public")
+    owner.ready("golden")
+    refer(tenant, owner, stores=[second], suspend=True)
+    tenant.wait("mine", lambda o: o["status"].get("observedGeneration") == o["metadata"]["generation"])
+    owner.delete("golden")
+    assert tenant.objects(first) == {}
+    refer(tenant, owner, stores=[second])
+    message = tenant.stalled("mine", "SourceNotFound")
+    assert f"{owner.namespace}/golden" in message
+    assert "artifact" not in tenant.read("mine")["status"]
+    tenant.download(tenant.link("mine"), status=404)
+    assert tenant.objects(second) == {}
+    golden(owner, first, visibility="public")
+    assert tenant.ready("mine")["artifact"]["digest"] == digest(content(1))
+
+
+def test_a_reference_whose_store_is_away_when_the_original_goes(tenant: Tenant, owner: Tenant) -> None:
+    """What it has taken into one store is enough for the others, however late they come."""
+    first, late = tenant.store(), f"late-{tenant.namespace}"
+    golden(owner, first, visibility="public")
+    owner.ready("golden")
+    refer(tenant, owner, stores=[first, late])
+    tenant.wait("mine", lambda o: holds(o, "Ready") and not holds(o, "Stored"))
+    owner.delete("golden")
+    (key,) = tenant.objects(first)
+    assert key.startswith(tenant.read("mine")["metadata"]["uid"])
+    folder = tenant.folder / late
+    folder.mkdir()
+    tenant.cluster.apply(tenant.ref(late, "ImageStore") | {"spec": {"filesystem": {"path": str(folder)}}})
+    tenant.wait("mine", lambda o: holds(o, "Stored"))
+    assert list(tenant.objects(late).values()) == [content(1)]

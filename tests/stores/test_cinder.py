@@ -221,6 +221,16 @@ class TestContract(Fixtures, StoreContract):
 class TestSparse(Fixtures, SparseContract):
     """What a store promises in which zeros take no room."""
 
+    @pytest.fixture
+    def taken(self, cloud: Cloud, project: str) -> Callable[[str], int]:
+        """Extents of the volume."""
+
+        def look(key: str) -> int:
+            name = f"{POOL}/volume-{stored(cloud, project, key)['id']}"
+            return sum(each["length"] for each in json.loads(rbd(cloud, "diff", name, "--format", "json")))
+
+        return look
+
 
 class Frozen:
     """Ceph's side of the way: its processes stopped, as if their machines hung."""

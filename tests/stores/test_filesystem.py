@@ -109,6 +109,11 @@ class TestContract(Fixtures, StoreContract):
 class TestSparse(Fixtures, SparseContract):
     """What a store promises in which zeros take no room."""
 
+    @pytest.fixture
+    def taken(self, tmp_path: Path) -> Callable[[str], int]:
+        """Blocks of the file."""
+        return lambda key: (tmp_path / "objects" / key / "data").stat().st_blocks * 512
+
 
 class TestResumable(Fixtures, ResumableContract):
     """What a store promises that goes on with a put that died."""

@@ -27,7 +27,9 @@ from glimpse.tasks import StoreRef
 from glimpse.testing import faults
 from glimpse.testing.bodies import Body, noise, record_of
 from glimpse.testing.faults import Reply
+from glimpse.testing.placed_remote import RemotePlacedContract
 from glimpse.testing.registering import Lay, PlacedContract, record_at, register
+from glimpse.testing.remote import Far, Restart
 from glimpse.testing.stores import KEY, Raw, StoreFixtures, put, read
 from glimpse.testing.wire import Wire
 from servers.require import require_tool
@@ -50,6 +52,15 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         yield started
 
 
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Web]:
+    """Another one that wants a login."""
+    require_tool("nginx", "nginx-light")
+    server = Web(tmp_path_factory.mktemp("guarded"), login=("ada", "pässword"))
+    with server:
+        yield server
+
+
 @pytest.fixture
 def web() -> Iterator[faults.Server]:
     """A server that does as told."""
@@ -69,8 +80,8 @@ def served(store: Store, location: str = "a", version: Version | None = None) ->
         return b"".join(iter(reader.read, b""))
 
 
-class TestPlaced(PlacedContract, StoreFixtures):
-    """What every store promises that reads what others have put there."""
+class Fixtures(StoreFixtures):
+    """The place that the contracts are tested in."""
 
     @pytest.fixture
     def ref(self, site: Site) -> StoreRef:
@@ -98,6 +109,47 @@ class TestPlaced(PlacedContract, StoreFixtures):
             os.utime(path, (now, now))
 
         return lay
+
+
+class TestPlaced(Fixtures, PlacedContract):
+    """What every store promises that reads what others have put there."""
+
+
+class TestRemotePlaced(Fixtures, RemotePlacedContract):
+    """What a store on a server promises besides; nginx gives these files to who has logged in."""
+
+    @pytest.fixture
+    def site(self, guarded: Web) -> Site:
+        """Nginx that wants a login."""
+        return guarded.site
+
+    @pytest.fixture
+    def ref(self, site: Site, outside: Path) -> StoreRef:  # noqa: ARG002 - has the driver
+        """A store with that login."""
+        secret = {"username": SecretStr("ada"), "password": SecretStr("pässword")}
+        return ref_to(site.url, "quick-http", secret=secret)
+
+    @pytest.fixture
+    def far(self, ref: StoreRef, site: Site) -> Iterator[Far]:
+        """The same by a wire that can be cut."""
+        with Wire(("127.0.0.1", int(site.url.rpartition(":")[2]))) as wire:
+            yield Far(ref.model_copy(update={"config": {"baseUrl": f"http://127.0.0.1:{wire.port}"}}), wire)
+
+    @pytest.fixture
+    def restart(self, guarded: Web) -> Restart:
+        """The whole server."""
+
+        def again() -> None:
+            guarded.stop()
+            guarded.start()
+
+        return again
+
+    @pytest.fixture(params=["another password", "no login"])
+    def locked_out(self, request: pytest.FixtureRequest, ref: StoreRef) -> StoreRef:
+        """One that is wrong, or none."""
+        secret = ref.secret | {"password": SecretStr("not-this-one")} if request.param == "another password" else {}
+        return ref.model_copy(update={"secret": secret})
 
 
 def test_it_reads_and_never_writes(site: Site) -> None:

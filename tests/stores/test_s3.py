@@ -10,18 +10,17 @@ import urllib.error
 import urllib.request
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import suppress
-from functools import cache, partial
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import BytesIO
 from pathlib import Path
 from secrets import token_hex
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Final
 
-import boto3
 import pytest
 import trustme
 from boto3.s3.transfer import TransferConfig
-from botocore.config import Config
+from tests.stores.buckets import Server
 
 from glimpse.problems import DataLost, NotFound, SecretNotReadable, StoreUnavailable, TooLarge
 from glimpse.runners import Inline
@@ -40,60 +39,6 @@ from servers import Missing, run, tool, wait_until
 from servers.ceph import Ceph, Cluster
 from servers.require import require
 from servers.swift import Cloud, Swift
-
-
-class Server(NamedTuple):
-    """One that speaks S3, with a bucket in it."""
-
-    url: str
-    port: int
-    access: str
-    secret: str
-    ca_file: Path | None
-    bucket: str
-    least: str = "1Mi"
-    """The smallest part that it takes."""
-
-    @property
-    def public(self) -> str:
-        """Another address of the same server."""
-        return self.url.replace("127.0.0.1", "localhost")
-
-    def client(self) -> Any:
-        """A client, for a look around the store."""
-        return client(self)
-
-    def ref(self, prefix: str, *, secret: Mapping[str, str] | None = None, **config: Any) -> StoreRef:
-        """A store below a prefix."""
-        return StoreRef(
-            name="fast",
-            driver="quick-s3",
-            config={
-                "endpoint": self.url,
-                "publicEndpoint": self.public,
-                "bucket": self.bucket,
-                "prefix": prefix,
-                "partSize": self.least,
-            }
-            | config,
-            secret=secret or {"accessKey": self.access, "secretKey": self.secret},
-            ca_bundle=self.ca_file.read_text() if self.ca_file else None,
-            installation="here",
-        )
-
-
-@cache
-def client(server: Server) -> Any:
-    """A client of Amazon's own making."""
-    return boto3.client(
-        "s3",
-        endpoint_url=server.url,
-        region_name="us-east-1",
-        verify=str(server.ca_file) if server.ca_file else None,
-        aws_access_key_id=server.access,
-        aws_secret_access_key=server.secret,
-        config=Config(s3={"addressing_style": "path"}, request_checksum_calculation="when_required"),
-    )
 
 
 @pytest.fixture(scope="module")
@@ -139,13 +84,20 @@ def radosgw_small(ceph: Cluster, radosgw: Server) -> Server:
 
 
 @pytest.fixture(scope="module")
-def cloud(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cloud]:
+def swift(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Swift]:
     """Swift, which speaks S3 by itself."""
+    server = Swift(tmp_path_factory.mktemp("swift"))
     try:
-        with Swift(tmp_path_factory.mktemp("swift")) as cloud:
-            yield cloud
+        with server:
+            yield server
     except Missing as error:
         require("swift", str(error))
+
+
+@pytest.fixture(scope="module")
+def cloud(swift: Swift) -> Cloud:
+    """Where it is."""
+    return swift.cloud
 
 
 @pytest.fixture(scope="module")
@@ -233,8 +185,15 @@ def bury(ref: StoreRef) -> None:
     )
 
 
+NO_ROOM: Final[Mapping[str, str]] = {
+    "test_keeps_its_reserve": "a bucket has no size that could be asked for, so there is no reserve"
+}
+
+
 class OnRadosgw(Fixtures):
     """Ceph's gateway, by TLS with an authority of its own."""
+
+    against: ClassVar[str] = "radosgw"
 
     @pytest.fixture
     def server(self, radosgw: Server) -> Server:
@@ -251,6 +210,7 @@ class TestContract(OnRadosgw, StoreContract):
     """What every store promises."""
 
     sequences: ClassVar[int] = 8
+    exempt: ClassVar[Mapping[str, str]] = NO_ROOM
 
 
 class TestRemote(OnRadosgw, RemoteContract):
@@ -317,11 +277,10 @@ class TestRegistering(OnRadosgw, Laying, RegisteringContract):
     """What a store promises that holds what others have put into it."""
 
 
-class TestOnSwift(Laying):
-    """The same where nothing keeps two from writing one name at once: what depends on the server.
+class OnSwift(Fixtures):
+    """Swift, where nothing keeps two from writing one name at once."""
 
-    Bytes and lengths are tried on the gateway only, since Swift is some times slower.
-    """
+    against: ClassVar[str] = "s3api"
 
     @pytest.fixture
     def server(self, s3api: Server) -> Server:
@@ -333,27 +292,58 @@ class TestOnSwift(Laying):
         """Swift, with a quota."""
         return s3api_small
 
-    turns, plenty = StoreContract.turns, StoreContract.plenty
-    test_gives_ranges = StoreContract.test_gives_ranges
-    test_says_what_is_not_there = StoreContract.test_says_what_is_not_there
-    test_deletes = StoreContract.test_deletes
-    test_lists = StoreContract.test_lists
-    test_updates_records = StoreContract.test_updates_records
-    test_writes_an_object_once = StoreContract.test_writes_an_object_once
-    test_survives_a_stalled_attempt = StoreContract.test_survives_a_stalled_attempt
-    test_lets_one_of_many_win = StoreContract.test_lets_one_of_many_win
-    test_leaves_a_living_attempt_alone = StoreContract.test_leaves_a_living_attempt_alone
-    test_survives_a_kill = StoreContract.test_survives_a_kill
-    test_removes_the_dead = StoreContract.test_removes_the_dead
-    test_reads_right_bytes_while_it_deletes = StoreContract.test_reads_right_bytes_while_it_deletes
-    test_survives_a_crowd = StoreContract.test_survives_a_crowd
-    test_belongs_to_one = StoreContract.test_belongs_to_one
-    test_gives_one_answer_to_all_claims = StoreContract.test_gives_one_answer_to_all_claims
-    test_survives_a_full_store = StoreContract.test_survives_a_full_store
-    test_outlives_the_other = CloneableContract.test_outlives_the_other
-    knowing = RegisteringContract.knowing
-    test_notices_a_change = RegisteringContract.test_notices_a_change
-    test_holds_what_was_registered = RegisteringContract.test_holds_what_was_registered
+
+class TestContractOnSwift(OnSwift, StoreContract):
+    """What every store promises."""
+
+    part: ClassVar[int] = 5 * CHUNK
+    sequences: ClassVar[int] = 2
+    deaths: ClassVar[int] = 1
+    rounds: ClassVar[int] = 3
+    turns: ClassVar[int] = 3
+    exempt: ClassVar[Mapping[str, str]] = NO_ROOM
+
+
+class TestRemoteOnSwift(OnSwift, RemoteContract):
+    """What a store on a server promises besides."""
+
+    @pytest.fixture
+    def far(self, ref: StoreRef, server: Server) -> Iterator[Far]:
+        """The same by a wire that can be cut."""
+        with Wire(("127.0.0.1", server.port)) as wire:
+            endpoint = server.url.replace(str(server.port), str(wire.port))
+            yield Far(ref.model_copy(update={"config": ref.config | {"endpoint": endpoint}}), wire)
+
+    @pytest.fixture
+    def restart(self, swift: Swift) -> Restart:
+        """All of Swift."""
+
+        def again() -> None:
+            swift.stop()
+            swift.start()
+
+        return again
+
+    @pytest.fixture
+    def locked_out(self, ref: StoreRef, server: Server) -> StoreRef:
+        """With another secret key."""
+        return server.ref(ref.config["prefix"], secret={"accessKey": server.access, "secretKey": "not-the-secret"})
+
+    @pytest.fixture
+    def nowhere(self, outside: Path, server: Server) -> StoreRef:
+        """A bucket that nobody has made."""
+        assert outside.is_dir()
+        return server._replace(bucket="missing").ref("x")
+
+
+class TestCloneableOnSwift(OnSwift, CloneableContract):
+    """What a store promises that makes one object of another."""
+
+    turns = 2
+
+
+class TestRegisteringOnSwift(OnSwift, Laying, RegisteringContract):
+    """What a store promises that holds what others have put into it."""
 
 
 # Around the store

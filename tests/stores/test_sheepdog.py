@@ -4,7 +4,8 @@ Against an emulator of the protocol, and against a real cluster too where `GLIMP
 """
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -14,11 +15,12 @@ from tests.stores.quick_sheepdog import Quick
 from glimpse.problems import DataLost, NotFound, StoreUnavailable
 from glimpse.stores import open_store
 from glimpse.stores.sheepdog import UNIT
-from glimpse.stores.sheepdog.attempts import remove
-from glimpse.stores.sheepdog.cluster import INDEX, NAME, TAG_AT, Cluster, Inode, inode_of
+from glimpse.stores.sheepdog.attempts import IN_FLIGHT, remove
+from glimpse.stores.sheepdog.cluster import INDEX, NAME, NEW_VDI, TAG_AT, VDI, Cluster, Inode, inode_of
+from glimpse.stores.sheepdog.ranges import Range
 from glimpse.streams import CHUNK
 from glimpse.tasks import StoreRef
-from glimpse.testing.bodies import noise
+from glimpse.testing.bodies import Body, noise, record_of
 from glimpse.testing.remote import Far, RemoteContract, Restart
 from glimpse.testing.sheep import Sheep
 from glimpse.testing.sparse import SparseContract
@@ -143,16 +145,30 @@ class TestContract(Fixtures, StoreContract):
     """What every store promises."""
 
     part: ClassVar[int] = OBJECT
+    exempt: ClassVar[Mapping[str, str]] = {
+        "test_keeps_its_reserve": "the driver asks no node how much is free, so there is no reserve",
+    }
 
 
 class TestSparse(Fixtures, SparseContract):
     """What a store promises in which zeros take no room."""
 
+    @pytest.fixture
+    def taken(self, cluster: Cluster, ref: StoreRef) -> Callable[[str], int]:
+        """Objects that the index of the image names."""
+
+        def look(_key: str) -> int:
+            index = cluster.read(inode_of(image(cluster, ref).vid), 64 * 4, INDEX)
+            assert index
+            return OBJECT * sum(any(index[at : at + 4]) for at in range(0, len(index), 4))
+
+        return look
+
 
 class TestRemote(Fixtures, RemoteContract):
     """What a store on a server promises besides."""
 
-    exempt = {  # noqa: RUF012 - a ClassVar of the base
+    exempt: ClassVar[Mapping[str, str]] = {
         "test_says_that_it_is_locked_out": "Sheepdog has no authentication",
         "test_says_that_the_place_is_missing": "a cluster has no places in it; one that is not formatted is told below",
     }
@@ -219,6 +235,55 @@ def test_vdis_are_as_the_docs_say(ref: StoreRef, cluster: Cluster) -> None:
     assert commit
     assert (commit.size, commit.snapshot) == (vid * UNIT, False)
     assert store.driver.endpoint == f"sheepdog://{ref.config['address']}:{ref.config['port']}/{ref.config['prefix']}"
+
+
+def test_machines_clone_an_image(ref: StoreRef, cluster: Cluster) -> None:
+    """As `dog vdi clone -s image` does: what the clone overwrites is its own, and it is whole without the image."""
+    data = noise(5 * CHUNK) + bytes(7 * CHUNK) + noise(CHUNK, 1)
+    store = open_store(ref)
+    put(store, KEY, data)
+    source, name = image(cluster, ref), f"{ref.config['prefix']}-disk"
+    request = VDI.pack(len(data), source.vid, 0, 0, 0, 0, 0, 0)
+    reply = cluster._call(NEW_VDI, request, [name.encode().ljust(NAME, b"\0")], allowed=frozenset())
+    vid = int.from_bytes(reply.rest[4:8], "little")
+
+    def cloned() -> bytes:
+        disk = cluster.inode(vid)
+        assert disk
+        assert (disk.name, disk.snapshot) == (name, False)
+        reader = Range(cluster, disk, lambda: DataLost("an object is gone"), 0, disk.size)
+        try:
+            return b"".join(iter(reader.read, b""))
+        finally:
+            reader.close()
+
+    assert cloned() == data
+    own = noise(OBJECT, 2)
+    cluster.write(inode_of(vid), vid.to_bytes(4, "little"), INDEX)  # what a machine writes first
+    cluster.create_object(vid << 32, own)
+    assert read(store, KEY) == data
+    store.delete(KEY)
+    assert absent(store, KEY)
+    assert cloned() == own + data[OBJECT:]
+    cluster.write(inode_of(vid), bytes(5 * 4), INDEX)  # those of the bytes, and of the record
+    cluster.delete(name)
+
+
+def test_a_few_objects_are_in_flight(sheep: Sheep, outside: Path) -> None:
+    """Four, while nothing is answered; of the body there is one more in memory, and no other."""
+    store = open_store(ref_to(Node("127.0.0.1", sheep.port), outside.name))
+    store.claim()
+    body = Body(noise(10 * OBJECT))
+    sheep.flowing.clear()
+    with ThreadPoolExecutor(1) as pool:
+        stored = pool.submit(store.put, KEY, "a1", body, lambda: record_of(KEY))
+        wait_until("four objects and a fifth", lambda: (sheep.waiting, body.given) >= (4, 5 * OBJECT), timeout=30)
+        assert sheep.waiting == IN_FLIGHT == 4
+        assert body.given <= 5 * OBJECT + CHUNK
+        assert not stored.done()
+        sheep.flowing.set()
+        stored.result(60)
+    assert read(store, KEY) == noise(10 * OBJECT)
 
 
 @pytest.mark.parametrize("action", ["put", "delete"])

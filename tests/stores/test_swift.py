@@ -19,6 +19,7 @@ from urllib.parse import quote
 import pytest
 import trustme
 from pydantic import SecretStr
+from tests.stores.damage import Damage
 from tests.stores.swifts import Fixtures, Talk, changed, container_of, hidden, laying, names, ref_to
 
 from glimpse.problems import (
@@ -379,6 +380,21 @@ def test_tokens_end_in_the_middle(server: Swift, ref: StoreRef) -> None:
             if len(got) in {1 << 20, 4 << 20}:
                 server.forget_tokens()
     assert got == data
+
+
+@pytest.mark.parametrize("length", [500_000, 5 << 20], ids=["plain", "segments"])
+def test_a_byte_that_is_changed_on_the_way_in(cloud: Cloud, ref: StoreRef, length: int) -> None:
+    """Swift refuses what has another MD5 than was said (422), and it is sent again: what is stored is right."""
+    here, data = open_store(ref), noise(length)
+    here.claim()
+    with Damage(("127.0.0.1", cloud.port)) as wire:
+        there = open_store(changed(ref, authUrl=cloud.auth_url.replace(str(cloud.port), str(wire.port))))
+        there.claim()
+        wire.arm(300_000, upwards=True)
+        body = Body(data)
+        there.put(KEY, "a1", body, lambda: record_of(KEY))
+        assert (wire.changed, body.given) == (1, length)
+    assert read(here, KEY) == data
 
 
 def test_nothing_is_open_after_a_get(ref: StoreRef) -> None:

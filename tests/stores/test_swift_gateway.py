@@ -1,19 +1,25 @@
 """The Swift store by the Swift API of Ceph's gateway, which is another program than Swift."""
 
+import hmac
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar
+from urllib.parse import parse_qs
 
 import pytest
-from tests.stores.swifts import Fixtures, container_of, laying, ref_to
+from tests.stores.swifts import Fixtures, changed, container_of, hidden, laying, ref_to
 
-from glimpse.stores import Store
+from glimpse.stores import Store, open_store
 from glimpse.tasks import StoreRef
 from glimpse.testing.cloneable import CloneableContract
 from glimpse.testing.registering import Lay, RegisteringContract
+from glimpse.testing.remote import Far, RemoteContract, Restart
 from glimpse.testing.resumable import ResumableContract
 from glimpse.testing.store_model import check_against_model
-from glimpse.testing.stores import StoreContract
+from glimpse.testing.stores import KEY, StoreContract, put
+from glimpse.testing.wire import Wire
 from servers.ceph import Ceph
 from servers.require import require
 from servers.swift import Cloud
@@ -21,18 +27,28 @@ from servers.tools import Missing
 
 
 @pytest.fixture(scope="module")
-def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cloud]:
-    """The Swift API of Ceph's gateway."""
+def ceph(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ceph]:
+    """Ceph with its gateway."""
+    server = Ceph(tmp_path_factory.mktemp("ceph"), gateway=True)
     try:
-        with Ceph(tmp_path_factory.mktemp("ceph"), gateway=True) as cluster:
-            assert cluster.gateway
-            yield Cloud(cluster.gateway.url, user=cluster.gateway.swift_user, key=cluster.gateway.swift_key)
+        with server:
+            yield server
     except Missing as error:
         require("ceph", str(error))
 
 
+@pytest.fixture(scope="module")
+def gateway(ceph: Ceph) -> Cloud:
+    """The Swift API of Ceph's gateway."""
+    found = ceph.cluster.gateway
+    assert found
+    return Cloud(found.url, user=found.swift_user, key=found.swift_key)
+
+
 class Places(Fixtures):
     """The places in it."""
+
+    against: ClassVar[str] = "radosgw"
 
     @pytest.fixture
     def cloud(self, gateway: Cloud) -> Cloud:
@@ -72,3 +88,49 @@ class TestRegistering(Places, RegisteringContract):
     def lay(self, cloud: Cloud, ref: StoreRef) -> Lay:
         """By requests of one's own."""
         return laying(cloud, ref)
+
+
+class TestRemote(Places, RemoteContract):
+    """What a store on a server promises besides."""
+
+    @pytest.fixture
+    def far(self, cloud: Cloud, ref: StoreRef) -> Iterator[Far]:
+        """The login by a wire that can be cut, and by what it tells all else."""
+        with Wire(("127.0.0.1", cloud.port)) as wire:
+            url = cloud.auth_url.replace(str(cloud.port), str(wire.port))
+            changes = {"config": ref.config | {"authUrl": url}, "driver": "quick-swift-remote"}
+            yield Far(ref.model_copy(update=changes), wire)
+
+    @pytest.fixture
+    def restart(self, ceph: Ceph) -> Restart:
+        """The gateway; the cluster behind it goes on."""
+        return ceph.restart_gateway
+
+    @pytest.fixture
+    def locked_out(self, ref: StoreRef) -> StoreRef:
+        """A key that is wrong."""
+        return ref.model_copy(update={"secret": ref.secret | hidden({"key": "wrong-key"})})
+
+    @pytest.fixture
+    def nowhere(self, ref: StoreRef) -> StoreRef:
+        """A container that does not exist."""
+        return changed(ref, container="missing")
+
+
+def test_links_are_more_than_this_release_can_read(gateway: Cloud, outside: Path) -> None:
+    """Ceph 16 knows no signature but by SHA-1, which is not made: whoever follows a link is refused."""
+    assert outside.is_dir()
+    gateway.call("POST", "", {"X-Account-Meta-Temp-URL-Key": "signs-links"})
+    ref = ref_to(gateway, container_of(gateway), publicEndpoint=f"http://localhost:{gateway.port}")
+    store = open_store(ref.model_copy(update={"secret": ref.secret | hidden({"tempURLKey": "signs-links"})}))
+    put(store, KEY, b"bytes")
+    url = store.link(KEY, 60, "x.raw")
+    assert url
+    path, _, query = url.removeprefix(f"http://localhost:{gateway.port}").partition("?")
+    expires = parse_qs(query)["temp_url_expires"][0]
+    known = hmac.new(b"signs-links", f"GET\n{expires}\n{path}".encode(), "sha1").hexdigest()
+    with urllib.request.urlopen(url.replace(parse_qs(query)["temp_url_sig"][0], known), timeout=10) as answer:
+        assert answer.read() == b"bytes", "all but the digest is as it should be"
+    with pytest.raises(urllib.error.HTTPError, match="403") as raised:
+        urllib.request.urlopen(url, timeout=10)
+    raised.value.close()

@@ -36,7 +36,7 @@ from glimpse.testing.faults import Reply
 from glimpse.testing.faults import Server as Web
 from glimpse.testing.remote import Far, RemoteContract, Restart
 from glimpse.testing.runners import Heard, eventually
-from glimpse.testing.sparse import SparseContract
+from glimpse.testing.sparse import LargeContract
 from glimpse.testing.stores import KEY, OTHER, UID, Raw, StoreContract, StoreFixtures, put, read
 from glimpse.testing.wire import Wire
 from servers import wait_until
@@ -147,7 +147,7 @@ class TestContract(Fixtures, StoreContract):
     sequences: ClassVar[int] = 8
 
 
-class TestLarge(Fixtures, SparseContract):
+class TestLarge(Fixtures, LargeContract):
     """Zeros take room there, for the seconds of the test."""
 
     @pytest.fixture

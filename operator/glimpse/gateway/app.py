@@ -18,6 +18,7 @@ from aiohttp.typedefs import Handler, Middleware
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from glimpse import logs
+from glimpse.ahead import ROOM
 from glimpse.gateway import openapi
 from glimpse.gateway.access import Access
 from glimpse.gateway.admission import Admission
@@ -57,6 +58,8 @@ LINGER: Final = 2.0
 """Seconds in which the rest of a body that nobody wants is read, before the connection is closed."""
 BUFFER: Final = 32 << 10
 """Bytes that wait for a client before no more are read for him."""
+READ_AHEAD: Final = 64 << 20
+"""Bytes that all downloads together read ahead of their clients, out of stores on a network."""
 SHOWN: Final = 1000
 """Characters of a request's path that are logged; no link is as long."""
 
@@ -67,6 +70,7 @@ def main(settings: Settings) -> int:
     1: there is no way to the API server, the address is taken, or the certificate cannot be used.
     """
     logs.configure(settings)
+    ROOM.limit(READ_AHEAD)
     try:
         asyncio.run(_main(settings))
     except (LoginError, OSError) as error:

@@ -184,12 +184,28 @@ class Bootable(Protocol):
 
 
 @runtime_checkable
+class Sparse(Protocol):
+    """The store leaves zeros out: they take no room in it, and no time on the way to it."""
+
+    hole: ClassVar[int]
+    """Bytes of a block, at a multiple of as many, that is not written if it is all zeros."""
+
+
+@runtime_checkable
 class Preloaded(Protocol):
     """The driver's client library takes long to import."""
 
     @classmethod
     def preload(cls) -> None:
         """Import it, once before workers are forked: no thread, no connection, and no error where it is absent."""
+
+
+@runtime_checkable
+class Packaged(Protocol):
+    """The driver has libraries that its extra does not bring, which PyPI has not, or of somebody else."""
+
+    libraries: ClassVar[Mapping[str, str]]
+    """For the first name of each as it is imported, the command that installs it."""
 
 
 class Taken(Protocol):
@@ -721,7 +737,8 @@ class Store:
         except Problem:
             raise
         except ImportError as error:
-            raise _lacking(f"store {self.name}", self._ref.driver, error) from error
+            libraries = self.driver.libraries if isinstance(self.driver, Packaged) else {}
+            raise _lacking(f"store {self.name}", self._ref.driver, error, libraries) from error
         except Exception as error:
             # only the system's own words: a client library may quote a URL or a header with a secret in it
             what = error.strerror if isinstance(error, OSError) else None
@@ -936,7 +953,7 @@ def load(name: str) -> type[Driver]:
     try:
         driver: type[Driver] = point.load()
     except ImportError as error:
-        raise _lacking(f"the driver {name!r}", name, error) from error
+        raise _lacking(f"the driver {name!r}", name, error, {}) from error
     return driver
 
 
@@ -956,18 +973,26 @@ def open_store(ref: StoreRef) -> Store:
 
 
 @cache
-def _extra(driver: str) -> str | None:
-    """What is installed to have the client library of a driver: the extra with its name, if its package has one."""
+def _extra(driver: str) -> str:
+    """How the client library of a driver is installed: by the extra with its name, if its package has one.
+
+    The name that is imported is never taken for a package of PyPI: there it may be somebody else's.
+    """
     dist = installed()[driver].dist
-    extras = dist.metadata.get_all("Provides-Extra") or () if dist else ()
-    return f"'{dist.name}[{driver}]'" if dist and driver in extras else None
+    if dist is None:
+        return "install it"
+    extras = dist.metadata.get_all("Provides-Extra") or ()
+    if driver in extras:
+        return f"pip install '{dist.name}[{driver}]'"
+    return f"install what {dist.name} needs, the package that brings this driver"
 
 
-def _lacking(what: str, driver: str, error: ImportError) -> InvalidConfiguration:
-    """Names the package and the command."""
+def _lacking(what: str, driver: str, error: ImportError, libraries: Mapping[str, str]) -> InvalidConfiguration:
+    """Names the package and the command; `libraries` as in Packaged."""
+    first = (error.name or "").partition(".")[0]
     return InvalidConfiguration(
         f"{what} needs the Python package {error.name!r}, which is not installed where Glimpse runs: "
-        f"pip install {_extra(driver) or error.name}, and restart it"
+        f"{libraries.get(first) or _extra(driver)}, and restart it"
     )
 
 

@@ -10,8 +10,10 @@ read are left out. Real sockets, real frames:
         assert "glimpse.store" in sheep.names()
 """
 
+import signal
 import socket
 import struct
+import sys
 import threading
 import time
 import zlib
@@ -49,10 +51,18 @@ class _Refused(Exception):  # noqa: N818 - an answer
 class Sheep:
     """The node. A context manager; leaving it closes all and waits for the threads."""
 
-    def __init__(self, *, room: int | None = None, formatted: bool = True) -> None:
-        """`room`: bytes that all objects may have together, each counted as far as it was written."""
+    def __init__(self, *, room: int | None = None, formatted: bool = True, port: int = 0) -> None:
+        """`room`: bytes that all objects may have together, each counted as far as it was written.
+
+        `port`: where it listens; 0: where it likes.
+        """
         self.spoiled = False
         """Whether its disk takes no writes, as after an error; what is there can be read."""
+        self.flowing = threading.Event()
+        """Whether objects with bytes are taken; until then who sends some waits."""
+        self.flowing.set()
+        self.waiting = 0
+        """Those who do."""
         self._room, self._formatted = room, formatted
         self._lock = threading.Lock()
         self._headers: dict[int, bytearray] = {}
@@ -64,7 +74,7 @@ class Sheep:
         self._over = False
         self._open: set[socket.socket] = set()
         self._threads: list[threading.Thread] = []
-        self._listener = socket.create_server(("127.0.0.1", 0), backlog=64)
+        self._listener = socket.create_server(("127.0.0.1", port), backlog=64)
         self.port: int = self._listener.getsockname()[1]
 
     def __enter__(self) -> Self:
@@ -88,6 +98,7 @@ class Sheep:
 
     def _close(self) -> None:
         self._over = True
+        self.flowing.set()
         with self._lock:
             for one in (self._listener, *self._open):
                 with suppress(OSError):
@@ -281,6 +292,8 @@ class Sheep:
                 _, opcode, flags, epoch, number, length = _FRAME.unpack_from(frame)
                 data = stream.read(length) if flags & _WITH_DATA else b""
                 result, rest, found = 0, b"", b""
+                if opcode == 0x01 and not frame[23] >> 7:
+                    self._hold()
                 with self._lock:
                     try:
                         rest, found = self._answer(opcode, flags, frame[16:], data, length)
@@ -290,6 +303,13 @@ class Sheep:
                 client.sendall(head + rest.ljust(28, b"\0") + found)
         with self._lock:
             self._open.discard(client)
+
+    def _hold(self) -> None:
+        with self._lock:
+            self.waiting += 1
+        self.flowing.wait()
+        with self._lock:
+            self.waiting -= 1
 
     def _spawn(self, work: Callable[..., None], *arguments: socket.socket) -> None:
         thread = threading.Thread(target=work, args=arguments, name="sheep", daemon=True)
@@ -319,3 +339,8 @@ def _now() -> bytes:
     """The time as an inode has it: seconds and nanoseconds."""
     now = time.time_ns()
     return (now // 10**9 << 32 | now % 10**9).to_bytes(8, "little")
+
+
+if __name__ == "__main__":
+    with Sheep(port=int(sys.argv[1])):
+        signal.sigwait({signal.SIGTERM, signal.SIGINT})

@@ -39,7 +39,7 @@ from urllib.parse import quote, urlsplit
 
 from pydantic import BaseModel
 
-from glimpse.ceph import Pipe, Range
+from glimpse.ceph import LIBRARIES, Pipe, Range
 from glimpse.lease import Lease
 from glimpse.problems import (
     InvalidConfiguration,
@@ -75,7 +75,7 @@ from glimpse.stores.cinder.volumes import (
 )
 from glimpse.stores.cinder.volumes import gigabytes as gigabytes_of
 from glimpse.stores.cinder.volumes import size as size_of
-from glimpse.streams import CHUNK, Reader
+from glimpse.streams import CHUNK, HOLE, Reader
 
 WAYS: Final = 1000
 """Volumes of which it is remembered how they are reached."""
@@ -91,6 +91,8 @@ class Cinder:
     """A store in a project."""
 
     Config: ClassVar[type[BaseModel]] = CinderConfig
+    hole: ClassVar[int] = HOLE
+    libraries: ClassVar[Mapping[str, str]] = LIBRARIES
     patience: ClassVar[float] = 30.0
     """Seconds that Cinder or Ceph may be silent."""
     settling: ClassVar[float] = 180.0

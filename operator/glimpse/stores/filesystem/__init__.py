@@ -64,7 +64,7 @@ from glimpse.stores.filesystem.places import (
     settle,
     version_of,
 )
-from glimpse.streams import CHUNK, Reader, solid
+from glimpse.streams import CHUNK, HOLE, Reader, solid
 
 MARKER: Final = "glimpse-store.json"
 OBJECTS: Final = "objects"
@@ -79,6 +79,7 @@ class Filesystem:
     """A store in a folder."""
 
     Config: ClassVar[type[BaseModel]] = FilesystemConfig
+    hole: ClassVar[int] = HOLE
 
     def __init__(self, config: FilesystemConfig, _secret: Mapping[str, str], _ca_bundle: str | None, /) -> None:
         """A folder has no credentials."""

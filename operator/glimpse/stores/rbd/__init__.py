@@ -26,7 +26,7 @@ from typing import Any, ClassVar, Final
 from pydantic import BaseModel
 
 from glimpse.api.base import parse_quantity
-from glimpse.ceph import Pool, Range, open_image
+from glimpse.ceph import LIBRARIES, Pool, Range, open_image
 from glimpse.problems import (
     DataLost,
     InvalidConfiguration,
@@ -46,7 +46,7 @@ from glimpse.stores.rbd.config import RBDConfig
 from glimpse.stores.rbd.names import Names
 from glimpse.stores.rbd.pipe import Growing
 from glimpse.stores.rbd.room import Room
-from glimpse.streams import CHUNK, Reader
+from glimpse.streams import CHUNK, HOLE, Reader
 
 _FEATURES: Final = ("LAYERING", "EXCLUSIVE_LOCK", "OBJECT_MAP", "FAST_DIFF", "DEEP_FLATTEN")
 """Those that images have by default."""
@@ -56,6 +56,8 @@ class RBD:
     """A store in a pool."""
 
     Config: ClassVar[type[BaseModel]] = RBDConfig
+    hole: ClassVar[int] = HOLE
+    libraries: ClassVar[Mapping[str, str]] = LIBRARIES
 
     patience: ClassVar[float] = 30.0
     """Seconds that one request to the cluster may take."""

@@ -114,7 +114,8 @@ class S3:
         """`secret` has keys, or is empty: then the pod or the machine says who it is."""
         self._keys = Keys.of(secret)
         region = config.region or "us-east-1"
-        place = Place(config.endpoint, region, config.bucket, config.addressing, self.patience)
+        expires = bool(self._keys and self._keys.token)
+        place = Place(config.endpoint, region, config.bucket, config.addressing, self.patience, expires)
         public = replace(place, endpoint=config.public_endpoint) if config.public_endpoint else None
         self._prefix = f"{config.prefix}/" if config.prefix else ""
         self._bucket = Bucket(place, self._prefix, self._keys, ca_bundle, self.page)

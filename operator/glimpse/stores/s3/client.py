@@ -53,6 +53,8 @@ TOKEN_FILES: Final = ("AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_CONTAINER_AUTHORIZATIO
 _IDENTITIES: Final = frozenset({"assume-role-with-web-identity", "container-role", "iam-role"})
 """Of botocore's ways to credentials those that are the machine's or the pod's; no files and variables with keys."""
 
+_ASSUME: Final = "AssumeRoleWithWebIdentity"
+
 _UNAUTHORIZED: Final = frozenset(
     {
         "AccessDenied",
@@ -69,7 +71,7 @@ _EXISTS: Final = frozenset(
     {"PreconditionFailed", "ConditionalRequestConflict", "BucketAlreadyOwnedByYou", "BucketAlreadyExists"}
 )
 _SHORT: Final = frozenset({"InvalidRange"})
-_FULL: Final = frozenset({"EntityTooLarge", "StorageFull", "InsufficientStorage"})
+_FULL: Final = frozenset({"StorageFull", "InsufficientStorage"})
 _WRONG: Final = {
     "PermanentRedirect": "the bucket is in another region, or has another endpoint: set region and endpoint",
     "AuthorizationHeaderMalformed": "the server expects another region: set region",
@@ -115,6 +117,8 @@ class Place:
     addressing: Literal["auto", "path", "virtual"]
     patience: float
     """Seconds that a silent server is waited for."""
+    expires: bool = False
+    """Whether its Secret has a session token."""
 
     def __str__(self) -> str:
         return f"bucket {self.bucket} at {self.endpoint or 'Amazon S3'}"
@@ -264,6 +268,11 @@ def border(place: Place) -> Iterator[None]:
     try:
         yield
     except exceptions.ClientError as error:
+        if error.operation_name == _ASSUME and status(error) < 500:  # noqa: PLR2004 - the server's own failures
+            raise StoreUnauthorized(
+                f"{place}: there are no credentials for the identity of the pod: the token service says "
+                f"{status(error)} {code(error)}; see to AWS_ROLE_ARN and to who may assume that role"
+            ) from error
         raise _refusal(place, status(error), code(error)) from error
     except (exceptions.NoCredentialsError, exceptions.CredentialRetrievalError) as error:
         raise StoreUnauthorized(
@@ -299,6 +308,11 @@ def _refusal(place: Place, status: int, code: str) -> Problem:
         return StoreConflict(f"{place}: the object is there already")
     if code in _SHORT:
         return DataLost(f"{place}: an object is shorter than it was")
+    if code == "EntityTooLarge":
+        return StoreFull(
+            f"{place} takes no more: the server says {said}; remove images or raise the quota, or set a smaller "
+            "partSize if the server takes less in one request"
+        )
     if code in _FULL or code.startswith("Quota") or status == 507:  # noqa: PLR2004 - Insufficient Storage
         return StoreFull(f"{place} is full: the server says {said}; remove images or raise the quota")
     if why := _WRONG.get(code):
@@ -306,7 +320,8 @@ def _refusal(place: Place, status: int, code: str) -> Problem:
     if code == "RequestTimeTooSkewed":
         return StoreUnauthorized(f"{place}: the clocks of this machine and of the server differ by minutes")
     if code in _UNAUTHORIZED or status in {401, 403}:
-        return StoreUnauthorized(f"{place} refuses our credentials, or what they may do: the server says {said}")
+        renew = "; if the session token in the Secret has expired, put new credentials there" if place.expires else ""
+        return StoreUnauthorized(f"{place} refuses our credentials, or what they may do: the server says {said}{renew}")
     if status == 404:  # noqa: PLR2004 - Not Found
         return NotFound(f"{place}: no such object")
     return StoreUnavailable(f"{place}: the server says {said}")

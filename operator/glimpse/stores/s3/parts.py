@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final
 
-from glimpse.ahead import Ahead
+from glimpse.ahead import Ahead, ranges
 from glimpse.problems import TooLarge
 from glimpse.streams import CHUNK, Reader
 
@@ -118,5 +118,4 @@ def ahead(
     left = max(size - offset, 0)
     left = left if length is None else min(left, length)
     stop = offset + left
-    starts = range(offset, stop, RANGE) or (offset,)
-    return Ahead(left, ((at, min(RANGE, stop - at)) for at in starts), fetch, RANGES)
+    return Ahead(left, ranges(offset, stop), fetch, part=RANGE, at_once=RANGES)

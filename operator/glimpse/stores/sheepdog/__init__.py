@@ -70,6 +70,7 @@ class Sheepdog:
     """A store in a cluster."""
 
     Config: ClassVar[type[BaseModel]] = SheepdogConfig
+    hole: ClassVar[int] = 4 << 20
 
     patience: ClassVar[float] = 30.0
     """Seconds that an answer may take."""

@@ -11,7 +11,7 @@ from contextlib import suppress
 from typing import Final
 from urllib.parse import quote
 
-from glimpse.ahead import Ahead
+from glimpse.ahead import Ahead, ranges
 from glimpse.problems import DataLost, NotFound, StoreConflict, StoreRefused
 from glimpse.stores import Version
 from glimpse.stores.swift.client import Client, Headers
@@ -51,10 +51,10 @@ class Others:
             if not left:
                 self.check(location, version)
                 return ()
-            return self._fetch(location, version, *part, over)
+            start, count = part
+            return self._fetch(location, version, start, start + count, over)
 
-        starts = range(offset, stop, PART) or (offset,)
-        return Ahead(left, ((at, min(at + PART, stop)) for at in starts), fetch, FLIGHTS)
+        return Ahead(left, ranges(offset, stop), fetch, part=PART, at_once=FLIGHTS)
 
     def erase(self, location: str) -> None:
         """Remove it; of a large object, first the segments that are named after it. Absent is fine."""

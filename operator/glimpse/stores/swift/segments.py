@@ -14,7 +14,7 @@ from contextlib import suppress
 from itertools import count
 from typing import Any, Final, NoReturn, Self
 
-from glimpse.ahead import Ahead
+from glimpse.ahead import Ahead, Cut
 from glimpse.problems import DataLost, Problem, StoreUnavailable
 from glimpse.stores import lasting
 from glimpse.stores.swift.checkpoints import Notes
@@ -227,17 +227,24 @@ class Range(Ahead[tuple[str, str, int, int]]):
             length,
             _plan(place, layout, offset, offset + length),
             lambda part, over: place.client.fetch(*part, over),
-            FLIGHTS,
+            part=PART,
+            at_once=FLIGHTS,
         )
 
 
-def _plan(place: Place, layout: Layout, position: int, end: int) -> Iterator[tuple[str, str, int, int]]:
+def _plan(place: Place, layout: Layout, position: int, end: int) -> Cut[tuple[str, str, int, int]]:
     segment = layout.segment
-    while position < end:
+
+    def cut(most: int) -> tuple[tuple[str, str, int, int], int] | None:
+        nonlocal position
+        if position >= end:
+            return None
         number, start = divmod(position, segment) if segment else (0, position)
-        stop = min(start + PART, start + end - position, segment or end)
-        yield *place.part(layout, number), start, stop
-        position += stop - start
+        count = min(most, end - position, segment - start if segment else end)
+        position += count
+        return (*place.part(layout, number), start, start + count), count
+
+    return cut
 
 
 def _cut(body: Reader, size: int) -> Iterator[tuple[Pieces, bool]]:
