@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Final
 
+from glimpse.ahead import ROOM, SMALL
 from glimpse.problems import Problem, StoreUnavailable
 from glimpse.streams import CHUNK, solid
 
@@ -24,6 +25,8 @@ LIBRARIES: Final[Mapping[str, str]] = MappingProxyType({"rados": _APT, "rbd": _A
 
 DEPTH: Final = 4
 """Requests in flight; more win nothing where it was measured, and each holds its bytes in memory."""
+READ: Final = 4 << 20
+"""Bytes of one that reads, at most: larger ones are no faster, and librados holds some ten times as many for each."""
 
 
 @dataclass(frozen=True, slots=True, weakref_slot=True, eq=False)
@@ -264,17 +267,21 @@ class Range:
         self.size: int | None = length
         self._image, self._block, self._border, self._confirm, self._patience = image, block, border, confirm, patience
         self._next, self._end = offset, offset + length
-        self._coming: deque[Future[bytes]] = deque()
+        self._coming: deque[tuple[Future[bytes], int]] = deque()
         self._part = memoryview(b"")
+        self._held = self._given = 0  # of the room of all readers: in all, and for what is given out now
 
     def read(self, n: int = CHUNK, /) -> bytes:
         """The next bytes. Raises NotFound, StoreUnavailable."""
         if not self._part:
             with self._border():
+                self._let_go(self._given)
+                self._given = 0
                 self._ask()
                 if not self._coming:
                     return b""
-                part = self._wait(self._coming.popleft())
+                future, self._given = self._coming.popleft()
+                part = self._wait(future)
                 self._ask()
                 self._confirm(not self._coming)
             self._part = memoryview(part)
@@ -283,15 +290,28 @@ class Range:
 
     def close(self) -> None:
         """Wait for what is on its way: who closes an image under it waits for longer."""
-        for future in self._coming:
+        for future, _ in self._coming:
             with suppress(Exception):
                 self._wait(future)
+        self._let_go(self._held)
 
     def _ask(self) -> None:
+        """For what there is room for, and for a small part if there is none at all."""
         while len(self._coming) < DEPTH and self._next < self._end:
-            length = min(self._end - self._next, self._block - self._next % self._block)
-            self._coming.append(self._fetch(self._next, length))
+            taken = most = ROOM.part(min(self._block, READ))
+            if not ROOM.take(taken, self._held):
+                if self._coming:
+                    return
+                taken, most = 0, SMALL
+            self._held += taken
+            length = min(self._end - self._next, self._block - self._next % self._block, most)
+            self._let_go(max(0, taken - length))
+            self._coming.append((self._fetch(self._next, length), min(taken, length)))
             self._next += length
+
+    def _let_go(self, count: int) -> None:
+        self._held -= count
+        ROOM.give(count)
 
     def _fetch(self, position: int, length: int) -> Future[bytes]:
         import rbd

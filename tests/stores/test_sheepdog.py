@@ -17,7 +17,7 @@ from glimpse.stores import open_store
 from glimpse.stores.sheepdog import UNIT
 from glimpse.stores.sheepdog.attempts import IN_FLIGHT, remove
 from glimpse.stores.sheepdog.cluster import INDEX, NAME, NEW_VDI, TAG_AT, VDI, Cluster, Inode, inode_of
-from glimpse.stores.sheepdog.ranges import Range
+from glimpse.stores.sheepdog.ranges import ahead
 from glimpse.streams import CHUNK
 from glimpse.tasks import StoreRef
 from glimpse.testing.bodies import Body, noise, record_of
@@ -251,11 +251,8 @@ def test_machines_clone_an_image(ref: StoreRef, cluster: Cluster) -> None:
         disk = cluster.inode(vid)
         assert disk
         assert (disk.name, disk.snapshot) == (name, False)
-        reader = Range(cluster, disk, lambda: DataLost("an object is gone"), 0, disk.size)
-        try:
+        with ahead(cluster, disk, lambda: DataLost("an object is gone"), 0, disk.size) as reader:
             return b"".join(iter(reader.read, b""))
-        finally:
-            reader.close()
 
     assert cloned() == data
     own = noise(OBJECT, 2)

@@ -6,6 +6,7 @@ from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
+from glimpse.ahead import ROOM, SMALL
 from glimpse.problems import DataLost, Problem
 from glimpse.stores.gridfs.bucket import Bucket, Document
 from glimpse.streams import CHUNK
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 MESSAGE: Final = 4 << 20
 """Bytes of chunks in one answer, if a chunk is not larger: a document may have 16 MiB at most, and so has an answer."""
 AHEAD: Final = 2
-"""Answers that are fetched before they are asked for."""
+"""Answers that are fetched before they are asked for, if there is room in the process for such."""
 
 
 class Range:
@@ -30,7 +31,11 @@ class Range:
         self._skip = offset % self._chunk_size
         self._next = self._planned = offset // self._chunk_size
         self._stop = -(-(offset + length) // self._chunk_size)  # before this chunk
-        self._per = max(MESSAGE // self._chunk_size, 1)
+        # one message is given out while others are on their way, and the next of all is in the cursor
+        taken = (AHEAD + 2) * MESSAGE
+        self._held = taken if ROOM.take(taken, 0) else 0
+        self._at_once = AHEAD if self._held else 0
+        self._per = max((MESSAGE if self._held else SMALL) // self._chunk_size, 1)
         self._cursor: Cursor[Document] | None = None
         self._over = False
         self._pieces: deque[bytes] = deque()
@@ -43,7 +48,7 @@ class Range:
             return b""
         if not self._pieces:
             self._pieces.extend(self._ahead.popleft().result() if self._ahead else self._plan()())
-            while len(self._ahead) < AHEAD and self._planned < self._stop:
+            while len(self._ahead) < self._at_once and self._planned < self._stop:
                 self._ahead.append(self._pool.submit(self._plan()))
         piece = self._pieces.popleft()
         chunk = piece[self._skip : self._skip + min(n, self._left)]
@@ -59,6 +64,8 @@ class Range:
         """Wait for what is under way."""
         failed, self._over = self._over, True
         self._pool.shutdown(cancel_futures=True)
+        ROOM.give(self._held)
+        self._held = 0
         if self._cursor and not failed:
             with suppress(Problem), self._bucket.border():
                 self._cursor.close()

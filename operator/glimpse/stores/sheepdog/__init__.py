@@ -27,7 +27,7 @@ from glimpse.problems import DataLost, NotFound, Problem, StoreConflict, StoreUn
 from glimpse.stores import Capacity, Stat
 from glimpse.stores.sheepdog.attempts import Attempt, empty, make_snapshot, packed, remove, unpacked
 from glimpse.stores.sheepdog.cluster import INDEX, Cluster, Inode, inode_of, unanswered
-from glimpse.stores.sheepdog.ranges import Range
+from glimpse.stores.sheepdog.ranges import ahead
 from glimpse.streams import Reader
 
 PORT: Final = 7000
@@ -120,13 +120,11 @@ class Sheepdog:
             return self._absent(key)
 
         left = max(inode.size - offset, 0)
-        reader = Range(self._cluster, inode, gone, offset, left if length is None else min(left, length))
-        try:
+        left = left if length is None else min(left, length)
+        with ahead(self._cluster, inode, gone, offset, left) as reader:
             if self._image(commit) is None:  # what was read of the index may be of its removal
                 raise self._absent(key)
             yield reader
-        finally:
-            reader.close()
 
     def stat(self, key: str, /) -> Stat:
         """Look at both VDIs."""

@@ -1,62 +1,62 @@
-"""A Reader over the objects of a VDI."""
+"""A Reader over the objects of a VDI.
+
+Of its own since only the index says where the bytes of an image lie, and it may be gone when they are asked for.
+"""
 
 import struct
-from collections import deque
+import threading
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Final
+from typing import Final, NamedTuple
 
+from glimpse.ahead import Ahead
 from glimpse.problems import Problem
 from glimpse.stores.sheepdog.cluster import INDEX, Cluster, Inode, inode_of
 from glimpse.streams import CHUNK
 
-AHEAD: Final = 4
-"""Objects that are read before they are asked for."""
+PART: Final = 4 << 20
+"""Bytes that are read at once, of one object."""
+AT_ONCE: Final = 5
+"""Such parts in memory, at most: those that are on their way, and the one that is given out."""
 
 
-class Range:
-    """Reads a part of an image; some objects ahead, in threads."""
+class Part(NamedTuple):
+    """A part of an object."""
 
-    def __init__(self, cluster: Cluster, inode: Inode, gone: Callable[[], Problem], offset: int, length: int) -> None:
-        """Reads the index at once. `gone`: what to raise if an object is not there."""
-        self._cluster, self._gone, self._shift = cluster, gone, inode.shift
-        self.size: int | None = length
-        self._position, self._end = offset, offset + length
-        self._next = first = offset >> inode.shift
-        count = ((self._end - 1) >> inode.shift) + 1 - first if length else 0
-        index = cluster.read(inode_of(inode.vid), 4 * count, INDEX + 4 * first) if count else b""
-        if index is None:
-            raise gone()
-        self._owners = deque(struct.unpack(f"<{count}I", index))
-        self._ahead: deque[Future[bytes | bytearray]] = deque()
-        self._piece = memoryview(b"")
-        self._pool = ThreadPoolExecutor(AHEAD, thread_name_prefix="sheepdog")  # no threads before there is work
+    owner: int
+    """The VDI that it lies in; 0: a hole."""
+    number: int
+    """Of the object."""
+    start: int
+    stop: int
 
-    def read(self, n: int = CHUNK, /) -> bytes:
-        """The next bytes, of one object at most."""
-        if n <= 0:
-            return b""
-        if not self._piece:
-            while self._owners and len(self._ahead) <= AHEAD:
-                self._ahead.append(self._pool.submit(self._object, self._next, self._owners.popleft()))
-                self._next += 1
-            if not self._ahead:
-                return b""
-            self._piece = memoryview(self._ahead.popleft().result())
-        chunk = bytes(self._piece[:n])
-        self._piece = self._piece[n:]
-        return chunk
 
-    def close(self) -> None:
-        """Wait for what is under way."""
-        self._pool.shutdown(cancel_futures=True)
+def ahead(cluster: Cluster, inode: Inode, gone: Callable[[], Problem], offset: int, length: int) -> Ahead[Part]:
+    """Reads the index at once, and then some parts ahead. `gone`: what to raise if an object is not there."""
+    shift, end = inode.shift, offset + length
+    position, first = offset, offset >> inode.shift
+    count = ((end - 1) >> shift) + 1 - first if length else 0
+    index = cluster.read(inode_of(inode.vid), 4 * count, INDEX + 4 * first) if count else b""
+    if index is None:
+        raise gone()
+    owners = struct.unpack(f"<{count}I", index)
 
-    def _object(self, n: int, owner: int) -> bytes | bytearray:
-        """What is asked for of one object."""
-        start, stop = max(self._position, n << self._shift), min(self._end, (n + 1) << self._shift)
-        if not owner:
-            return bytearray(stop - start)  # a hole
-        found = self._cluster.read(owner << 32 | n, stop - start, start - (n << self._shift))
+    def cut(most: int) -> tuple[Part, int] | None:
+        nonlocal position
+        if position >= end:
+            return None
+        number = position >> shift
+        stop = min(end, (number + 1) << shift, position + most)
+        part, position = Part(owners[number - first], number, position, stop), stop
+        return part, part.stop - part.start
+
+    def fetch(part: Part, _over: threading.Event) -> list[bytes]:
+        size = part.stop - part.start
+        found: bytes | bytearray | None = bytes(size)
+        if part.owner:
+            found = cluster.read(part.owner << 32 | part.number, size, part.start - (part.number << shift))
         if found is None:
-            raise self._gone()
-        return found
+            raise gone()
+        whole = memoryview(found)
+        return [bytes(whole[at : at + CHUNK]) for at in range(0, size, CHUNK)]
+
+    return Ahead(length, cut, fetch, part=PART, at_once=AT_ONCE)
