@@ -114,7 +114,9 @@ class Process:
         try:
             if _born(self.pid) != self.born:
                 return True
-            return bool(select.select([descriptor], [], [], timeout)[0])
+            ended = select.poll()
+            ended.register(descriptor, select.POLLIN)
+            return bool(ended.poll(timeout * 1000))
         finally:
             os.close(descriptor)
 

@@ -55,21 +55,25 @@ def peak(glimpse: Glimpse) -> int:
 
 def pour(connections: list[socket.socket], data: bytes) -> None:
     """Send this on all of them, as far as it is taken: until nothing moves for two seconds."""
-    left = {connection: memoryview(data) for connection in connections}
-    for connection in connections:
+    left = {connection.fileno(): (connection, memoryview(data)) for connection in connections}
+    waiting = select.poll()  # of any number of descriptors, and any number
+    for descriptor, (connection, _) in left.items():
         connection.setblocking(False)
+        waiting.register(descriptor, select.POLLOUT)
     moved = time.monotonic()
     while left and time.monotonic() - moved < 2:
-        for connection in select.select([], list(left), [], 0.2)[1]:
+        for descriptor, _ in waiting.poll(200):
+            connection, rest = left[descriptor]
             try:
-                sent = connection.send(left[connection][: 256 << 10])
+                rest = rest[connection.send(rest[: 256 << 10]) :]
             except OSError:  # it was refused
-                del left[connection]
-                continue
-            left[connection] = left[connection][sent:]
-            moved = time.monotonic()
-            if not left[connection]:
-                del left[connection]
+                rest = memoryview(b"")
+            else:
+                moved = time.monotonic()
+            left[descriptor] = connection, rest
+            if not rest:
+                del left[descriptor]
+                waiting.unregister(descriptor)
 
 
 @pytest.mark.parametrize(
