@@ -66,7 +66,9 @@ class Place:
     def __init__(self, cluster: Cluster, pool: str) -> None:
         self.cluster, self.pool = cluster, cluster.pool(pool)
         self.key = cluster.client("glimpse", mon="profile rbd", osd=f"profile rbd pool={pool}")
-        self.client = rados.Rados(name="client.admin", conffile=str(cluster.conf))
+        # a cluster that hangs fails a test, and not all of them
+        patience = {"rados_osd_op_timeout": "60", "rados_mon_op_timeout": "60"}
+        self.client = rados.Rados(name="client.admin", conffile=str(cluster.conf), conf=patience)
         self.client.connect()
 
     def ref(self, namespace: str | None = None, **config: Any) -> StoreRef:
