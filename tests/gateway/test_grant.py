@@ -66,24 +66,56 @@ async def test_a_revision_that_is_taken_away() -> None:
 @pytest.mark.parametrize(
     ("condition", "heard"),
     [
-        (("Ready", "StoreUnavailable", "/srv is away"), "StoreUnavailable: a store cannot be reached"),
-        (("Reconciling", "ProgressingWithRetry", "StoreFull: /srv is full"), "StoreFull: a store has no room"),
-        (("Ready", "InvalidPin", "spec.revisions.pin is 7"), "InvalidPin: spec.revisions.pin is 7"),
+        (("Ready", "False", "StoreUnavailable", "/srv is away"), ": StoreUnavailable: a store cannot be reached"),
+        (
+            ("Reconciling", "True", "ProgressingWithRetry", "StoreFull: /srv is full"),
+            ": StoreFull: a store has no room",
+        ),
+        (("Stalled", "True", "InvalidPin", "spec.revisions.pin is 7"), ": InvalidPin: spec.revisions.pin is 7"),
+        (("Ready", "True", "Stored", "revision 1 is in /srv"), r" at the moment\.$"),
+        (("Ready", "False", "WaitingForUpload", "/srv waits"), r" at the moment\.$"),
     ],
 )
 async def test_an_image_that_takes_none(
-    monkeypatch: pytest.MonkeyPatch, condition: tuple[str, str, str], heard: str
+    monkeypatch: pytest.MonkeyPatch, condition: tuple[str, str, str, str], heard: str
 ) -> None:
-    """Why is said as the image says it, but of the installation's troubles only their kind."""
+    """Why is said as the image says it, but of the installation's troubles only their kind; what is well is no why."""
     monkeypatch.setattr(grant, "TURN", 0.01)
     monkeypatch.setattr(grant, "BEGIN", 0.02)
-    found = image(1, 4, OLD, observed=4)
-    said = dict(zip(("type", "reason", "message"), condition, strict=True))
-    said |= {"status": "False", "lastTransitionTime": "2026-01-01T00:00:00Z"}
-    found["status"] = {"observedGeneration": 4, "conditions": [said]}
     followed = Followed()
-    followed.learn(found)
+    followed.learn(hindered(*condition))
     with pytest.raises(Refusal, match=heard) as refused:
         await Grant.wait(followed, "u-1")
     assert refused.value.status == 503
     assert "/srv" not in refused.value.detail
+
+
+def hindered(kind: str, status: str, reason: str, message: str) -> dict[str, Any]:
+    """An Image without a revision in the making, with this condition."""
+    found = image(1, 4, OLD, observed=4)
+    said = {"type": kind, "reason": reason, "message": message, "status": status}
+    found["status"] = {"observedGeneration": 4, "conditions": [said | {"lastTransitionTime": "2026-01-01T00:00:00Z"}]}
+    return found
+
+
+@pytest.mark.parametrize(
+    ("condition", "waits"),
+    [
+        (("Stalled", "True", "StoreNotFound", "there is no store nostore"), False),
+        (("Reconciling", "True", "ProgressingWithRetry", "StoreUnavailable: away"), False),
+        (("Reconciling", "True", "Progressing", "it is looked at"), True),
+        (("Ready", "True", "Stored", "revision 1 is there"), True),
+    ],
+)
+async def test_who_waits_in_vain(
+    monkeypatch: pytest.MonkeyPatch, condition: tuple[str, str, str, str], waits: bool
+) -> None:
+    """What must be mended before an upload can begin is told after a turn; a busy operator is given its time."""
+    monkeypatch.setattr(grant, "TURN", 0.01)
+    followed = Followed()
+    followed.learn(hindered(*condition))
+    waiting = asyncio.create_task(Grant.wait(followed, "u-1"))
+    done, _ = await asyncio.wait([waiting], timeout=0.5 if waits else 30)
+    assert bool(done) is not waits
+    waiting.cancel()
+    await asyncio.gather(waiting, return_exceptions=True)

@@ -5,6 +5,7 @@ import signal
 import socket
 import subprocess
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from http.client import HTTPConnection, RemoteDisconnected
 from pathlib import Path
@@ -12,7 +13,7 @@ from urllib.parse import urlsplit
 
 import pytest
 import trustme
-from tests.operator.support import Tenant, condition, content, digest
+from tests.operator.support import Tenant, condition, content, digest, holds
 from tests.operator.test_beginnings import without_operator
 from tests.operator.test_upload import begun, detail, no_more, send, uploads, waiting
 from tests.operator.test_upload import sender as sender  # noqa: PLC0414 - a fixture
@@ -147,6 +148,23 @@ def test_as_many_as_may_be(tenant: Tenant, sender: str, tmp_path: Path) -> None:
             connection.send(DATA[HALF:])
             assert answered(connection).status == 201
         assert send(other, "b", DATA, sender).status == 201
+
+
+def test_who_waits_for_his_turn_holds_no_place(tenant: Tenant, sender: str, tmp_path: Path) -> None:
+    """An image that can take no upload keeps nobody else out, and its sender hears why as soon as he has waited."""
+    waiting(tenant, "b")
+    tenant.specs["c"] = {"source": {"upload": {}}, "stores": ["no-such-store"]}
+    tenant._apply("c")
+    tenant.wait("c", lambda o: holds(o, "Stalled"))
+    with another_gateway(tenant, tmp_path / "other", UPLOADS__AT_ONCE="1") as other, ThreadPoolExecutor(1) as pool:
+        vain = pool.submit(send, other, "c", DATA, sender)
+        wait_until("it has begun", lambda: bool(uploads(tenant)), timeout=30)
+        assert send(other, "b", DATA, sender).status == 201
+        assert not vain.done()
+        refused = vain.result(40)
+    assert refused.status == 503
+    assert "StoreNotFound" in detail(refused)
+    no_more(tenant)
 
 
 def test_a_store_without_room(tenant: Tenant, sender: str, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Final
 
 from pydantic import ValidationError
 
+from glimpse.api.base import Condition
 from glimpse.api.image import HistoryEntry, Image, Pending
 from glimpse.gateway.follow import Followed
 from glimpse.gateway.refusals import LATER, NOT_FOUND, Refusal, said
@@ -24,6 +25,8 @@ PROMOTE: Final = 120.0
 """Seconds that it may take to make a revision of what was stored."""
 LOOK: Final = 30.0
 """Seconds that it may take to look at a spec that was changed."""
+RETRYING: Final = "ProgressingWithRetry"
+"""The reason of `Reconciling` where the operator has failed and will try again."""
 OTHER: Final = (
     "Another upload for this image is under way. If it was given up, end it: kubectl get imageuploads shows it, "
     "kubectl delete imageupload ends it, and so does a new upload when no request has come for it for some minutes."
@@ -53,18 +56,20 @@ class Grant:
     @classmethod
     async def wait(cls, followed: Followed, uid: str) -> "Grant":
         """Wait until the operator has given this upload a revision. Raises Refusal."""
+        why = None
         for seconds in (TURN, BEGIN - TURN):
             if grant := await followed.until(lambda _: cls.now(followed, uid), seconds):
                 return grant
-            status = understood(followed.obj).status
-            if status.pending and status.pending.upload:
+            image = understood(followed.obj)
+            if image.status.pending and image.status.pending.upload:
                 raise Refusal(409, OTHER, retry_after=LATER)
-        now = {each.type: each for each in status.conditions}
-        why = next((now[name] for name in ("Stalled", "Reconciling", "Ready") if name in now), None)
+            why = _hindrance(image)
+            if why and (why.type == "Stalled" or why.reason == RETRYING):
+                break  # nothing begins before that is mended
         text = "."
-        if why and why.reason != "WaitingForUpload":
+        if why:
             reason, message = why.reason, why.message
-            if reason == "ProgressingWithRetry":  # of what, its message says
+            if reason == RETRYING:  # of what, its message says
                 reason, _, message = message.partition(": ")
             log.warning("no upload may begin: %s: %s", reason, message)
             text = f": {reason}: {said(reason, message)}"
@@ -111,6 +116,17 @@ class Grant:
         now = image.status.pending
         if not (now and now.upload and (now.upload.uid, now.revision) == (self._uid, self.pending.revision)):
             raise Unwanted(409, CHANGED)
+
+
+def _hindrance(image: Image) -> Condition | None:
+    """What the operator says of an image to which it gives no revision."""
+    status = image.status
+    if status.observed_generation != image.metadata.generation:
+        return None
+    now = {each.type: each for each in status.conditions}
+    wrong = (("Stalled", "True"), ("Reconciling", "True"), ("Ready", "False"))
+    found = (now[name] for name, bad in wrong if name in now and now[name].status == bad)
+    return next((each for each in found if each.reason != "WaitingForUpload"), None)
 
 
 def revision(image: Image, number: int | None) -> HistoryEntry | None:

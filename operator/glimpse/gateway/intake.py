@@ -111,7 +111,7 @@ class Intake:
             raise Refusal(409, f"{where} is suspended: unset spec.suspend first.")
         if spec.deactivated and not await self._access.administers(caller, wanted.namespace, wanted.name):
             raise Refusal(
-                403, f"{where} is deactivated: until an administrator or its owner unsets that, it takes none."
+                403, f"{where} is deactivated: it takes no uploads until its owner or an administrator unsets that."
             )
         if wanted.size is not None and wanted.size > self.settings.limits.image_size:
             raise Refusal(413, f"This installation takes images up to {self.settings.limits.image_size} bytes.")
@@ -134,6 +134,15 @@ class Intake:
             if not self._turns.full:
                 text = f"{self._turns.each} uploads into namespace {namespace} are under way here, half of all places."
             raise Refusal(503, text, retry_after=LATER)
+
+    @asynccontextmanager
+    async def place(self, namespace: str) -> AsyncIterator[None]:
+        """Around what takes a place for a worker. Raises Refusal if there is none."""
+        await self.enter(namespace)
+        try:
+            yield
+        finally:
+            self.leave(namespace)
 
     def leave(self, namespace: str) -> None:
         """Give the place back."""

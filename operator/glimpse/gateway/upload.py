@@ -54,13 +54,11 @@ class Upload:
         with self._intake.catalog.followers.follow(namespace, name) as followed:
             followed.learn(await self._intake.read(namespace, name))
             await refuse(understood(followed.obj))
-            await self._intake.enter(namespace)
-            try:
-                begin, spec = self._intake.beginnings.begin, {"size": wanted.size}
-                async with begin(followed, spec, refuse, self._alive) as begun:
-                    entry = await self._upload(request, wanted, begun)
-            finally:
-                self._intake.leave(namespace)
+            async with self._intake.place(namespace):
+                pass  # where there is none, nothing is begun; and who waits for his turn holds none
+            begin, spec = self._intake.beginnings.begin, {"size": wanted.size}
+            async with begin(followed, spec, refuse, self._alive) as begun, self._intake.place(namespace):
+                entry = await self._upload(request, wanted, begun)
         path = f"/v1/namespaces/{namespace}/images/{name}/revisions/{entry.revision}?uid={begun.found.metadata.uid}"
         answer = {
             "digest": entry.digest,
