@@ -40,6 +40,13 @@ def test_wrong_settings_are_one_line(program: str, name: str, value: str) -> Non
     assert done.stderr.count("\n") == 1
 
 
+def test_a_setting_that_is_none_is_named() -> None:
+    """It may be mistyped; the program goes on, here to where it finds no API server."""
+    done = glimpse("gateway", GLIMPSE_GATEWAY_ANONYMUS="true", GLIMPSE_KUBECONFIG="/nowhere")
+    assert done.returncode == 1
+    assert "GLIMPSE_GATEWAY_ANONYMUS is no setting" in done.stderr
+
+
 def test_crds() -> None:
     """The definitions are printed with the members of the drivers that are installed."""
     done = glimpse("crds")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from glimpse.settings import Addresses, Settings, Spool
+from glimpse.settings import Addresses, Settings, Spool, unknown
 
 PAGE = Path(__file__).parents[1] / "docs" / "settings.md"
 
@@ -76,3 +76,12 @@ def test_rules_for_addresses() -> None:
     assert rules.ports == ["80", "8000-8999"]
     assert rules.allow_hosts == ["mirror.example", ".cdn.example"]
     assert Addresses.model_validate_json(rules.model_dump_json()) == rules
+
+
+def test_what_is_no_setting() -> None:
+    """It is told from settings, whose groups tell their own members, and from what Kubernetes says of Services."""
+    wrong = ["GLIMPSE_GATEWAY_ANONYMUS", "GLIMPSE_LIMITS_TRANSFERS", "glimpse_silense"]
+    right = ["GLIMPSE_GATEWAY_ANONYMOUS", "GLIMPSE_LIMITS__TRANSFERS", "glimpse_silence", "HOME", "GLIMPSEX"]
+    services = ["GLIMPSE_GATEWAY_SERVICE_HOST", "GLIMPSE_GATEWAY_SERVICE_PORT_HTTP", "GLIMPSE_GATEWAY_PORT"]
+    services += ["GLIMPSE_GATEWAY_PORT_80_TCP", "GLIMPSE_GATEWAY_PORT_80_TCP_ADDR"]
+    assert unknown([*right, *wrong, *services]) == wrong

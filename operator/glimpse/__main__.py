@@ -12,7 +12,7 @@ from importlib.metadata import version
 from pydantic import ValidationError
 from pydantic_settings import SettingsError
 
-from glimpse.settings import Settings
+from glimpse.settings import Settings, unknown
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -40,6 +40,8 @@ def main(arguments: list[str] | None = None) -> int:
     except (ValidationError, SettingsError) as error:
         sys.stderr.write(f"glimpse: {_faults(error)}\n")
         return 2
+    for name in unknown(os.environ):
+        sys.stderr.write(f"glimpse: {name} is no setting; is it mistyped? It is ignored.\n")
     from glimpse import confine
 
     confine.seal()  # both hold tokens

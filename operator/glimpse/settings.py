@@ -5,6 +5,7 @@ environment variable `GLIMPSE_<NAME>`; members of a group by `GLIMPSE_<GROUP>__<
 """
 
 import re
+from collections.abc import Iterable
 from ipaddress import IPv4Network, IPv6Network, ip_address
 from pathlib import Path
 from typing import Annotated, Final, Literal
@@ -14,6 +15,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 Network = IPv4Network | IPv6Network
 _HOST: Final = re.compile(r"[.]?[a-z0-9_-]+([.][a-z0-9_-]+)*")
+_SERVICE: Final = re.compile(r"_SERVICE_HOST$|_SERVICE_PORT(_|$)|_PORT(_[0-9]+_|$)")
 _PORTS: Final = re.compile(r"([0-9]{1,5})(?:-([0-9]{1,5}))?")
 
 
@@ -283,3 +285,14 @@ class Settings(BaseSettings):
         if (key is None) != (info.data.get("gateway_tls_certificate") is None):
             raise ValueError("must be set if GLIMPSE_GATEWAY_TLS_CERTIFICATE is, and only then")
         return key
+
+
+def unknown(environ: Iterable[str]) -> list[str]:
+    """Variables that look like settings and are none: mistyped, perhaps.
+
+    They are no error: Kubernetes sets some of this form for each Service of the namespace.
+    """
+    prefix = "GLIMPSE_"
+    fields = {name.upper() for name in Settings.model_fields}
+    found = (name for name in environ if name.upper().startswith(prefix) and not _SERVICE.search(name))
+    return sorted(name for name in found if name.upper().removeprefix(prefix).partition("__")[0] not in fields)

@@ -105,6 +105,8 @@ LENGTHS = {
     "and chunked": "Content-Length: 2\r\nTransfer-Encoding: chunked",
     "chunked and": "Transfer-Encoding: chunked\r\nContent-Length: 2",
     "chunked twice": "Transfer-Encoding: chunked, chunked",
+    "chunked last": "Transfer-Encoding: gzip, chunked",
+    "an unknown one": "Transfer-Encoding: foo, chunked",
     "chunked not last": "Transfer-Encoding: chunked, gzip",
     "not chunked": "Transfer-Encoding: xchunked",
     "quoted": 'Transfer-Encoding: "chunked"',

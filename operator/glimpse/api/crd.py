@@ -109,7 +109,7 @@ IMAGE_STORE: Final = Kind(
     (
         Column("Ready", _ready("status"), "Whether the store can be used."),
         Column("Driver", ".status.driver", "What kind of store it is."),
-        Column("Images", ".status.images", "Images that have bytes here.", "integer"),
+        Column("Images", ".status.images", "Images that have bytes here, or may have.", "integer"),
         Column("Used", ".status.summary.used", "Room used, by anybody."),
         Column("Free", ".status.summary.free", "Room left."),
         Column("Default", ".status.isDefault", "Whether Images that name no store go here.", "boolean"),

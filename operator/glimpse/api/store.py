@@ -145,7 +145,7 @@ class ImageStoreStatus(Model):
     summary: StoreSummary | None = None
     """For the columns of `kubectl get`."""
     images: Int64 | None = None
-    """Images that have bytes here."""
+    """Images that have bytes here, or may have since an attempt began."""
     bytes: Int64 | None = None
     """Bytes of those images."""
     endpoint: Annotated[str | None, Field(max_length=4096)] = None

@@ -94,7 +94,9 @@ def decide(seen: StoreSeen) -> StoreVerdict:
                 conditions.set(RECONCILING, True, "ProgressingWithRetry", f"{problem.reason}: {problem.message}")
     if deleting:
         others = seen.users.images - len(seen.users.names)
-        text = f"still holds bytes of {', '.join(seen.users.names)}" + (f" and {others} more" if others > 0 else "")
+        text = f"still holds bytes, or what is left of attempts, of {', '.join(seen.users.names)}" + (
+            f" and {others} more" if others > 0 else ""
+        )
         conditions.set(IN_USE, True, "InUse", f"{text}; delete them or name other stores in them")
     else:
         conditions.drop(IN_USE)

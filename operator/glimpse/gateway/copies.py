@@ -125,11 +125,13 @@ class Threads:
                 yield known
             return
         future = self.submit(store.name, _open, self, store, wanted, first)
+        waiting = asyncio.wrap_future(future)
         try:
             async with asyncio.timeout(OPENING):
-                copy = await asyncio.shield(asyncio.wrap_future(future))
+                copy = await asyncio.shield(waiting)
         except (TimeoutError, asyncio.CancelledError) as error:
             future.add_done_callback(_close_late)
+            waiting.add_done_callback(lambda late: late.cancelled() or late.exception())  # else asyncio complains
             if isinstance(error, TimeoutError):
                 late = f"store {store.name} did not open {wanted.key} within {OPENING:.0f} s"
                 raise StoreUnavailable(late) from error

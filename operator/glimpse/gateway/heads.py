@@ -82,8 +82,8 @@ class Parser:
         self._vain = 0 if came else self._vain + len(data)
         if self._vain > HEAD or any(_length(message) > HEAD for message, _ in messages):
             raise HeadError
-        if any(message.version < HttpVersion11 and "Transfer-Encoding" in message.headers for message, _ in messages):
-            raise BadHttpMessage("HTTP/1.0 has no chunks")  # RFC 9112, 6.1: where it ends others may see otherwise
+        if any(_strange(message) for message, _ in messages):
+            raise BadHttpMessage("the coding of the body")
         self._waiting += len(messages)
         if messages:
             payload = messages[-1][1]
@@ -102,6 +102,15 @@ class Parser:
     def set_upgraded(self, upgraded: bool) -> None:
         """Whether what comes is still HTTP."""
         self._parser.set_upgraded(upgraded)
+
+
+def _strange(message: RawRequestMessage) -> bool:
+    """Whether others may see another body: HTTP/1.0 has no chunks, and what is coded besides would be kept so.
+
+    RFC 9112, 6.1.
+    """
+    coding = message.headers.get("Transfer-Encoding")
+    return coding is not None and (message.version < HttpVersion11 or coding.strip().lower() != "chunked")
 
 
 def _length(message: RawRequestMessage) -> int:
