@@ -119,7 +119,7 @@ def up(names: list[str]) -> None:
             continue
         server = _load(name)
         if server is not None and server.ready():
-            print(f"{name:8} runs already")
+            print(f"{name:8} runs already; what has been set since counts after `make down`")
             continue
         if server is not None:
             server.stop()  # half of it may be left

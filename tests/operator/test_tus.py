@@ -179,6 +179,8 @@ def test_what_is_no_part(tenant: Tenant, sender: str) -> None:
     assert 1000 <= at <= len(DATA)
     tus.sent(at, DATA[at:])
     served(tenant, "a", sender, DATA)
+    assert tus.patch(len(DATA), b"x").status == 413, "also when it is complete"
+    assert tus.patch(len(DATA), b"").status == 204
 
 
 def chunked(tus: Tus, offset: int, data: bytes) -> int:

@@ -147,6 +147,8 @@ class Tus:
                 raise Refusal(409, text, {"Upload-Offset": str(session.offset)})
             if not session.entry:
                 await self._take(request, session, part)
+            elif request.content_length:
+                raise _too_many(0)
             return _answer(204, _state(session))
 
     async def _end(self, request: web.Request) -> web.Response:
