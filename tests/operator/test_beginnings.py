@@ -53,8 +53,8 @@ def at_work(tenant: Tenant, number: int) -> None:
 
     def look() -> bool:
         answer = ask(f"{tenant.glimpse.installation.gateway_url}/metrics")
-        found = re.search(rb"^glimpse_gateway_active_requests (\d+)", answer.body, re.MULTILINE)
-        return found is not None and int(found[1]) >= number
+        found = re.findall(rb"^glimpse_gateway_active_requests\{.*\} (\d+)", answer.body, re.MULTILINE)
+        return sum(map(int, found)) >= number
 
     wait_until(f"{number} requests", look, timeout=60)
 
