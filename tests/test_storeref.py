@@ -100,7 +100,7 @@ def test_a_store_has_one_driver() -> None:
 @pytest.mark.parametrize("kind", ["configMap", "secret"])
 async def test_a_configuration_is_read(kube: Kube, cluster: Cluster, kind: str) -> None:
     """What a driver's `configRef` names goes to it beside the Secret, under names that no key of a Secret can have."""
-    secret(cluster, "store-keys", {"userKey": "k"})
+    secret(cluster, "store-ceph-keys", {"userKey": "k"})
     data = {"ceph.conf": "[global]\nmon host = 10.0.0.1\n"}
     if kind == "secret":
         secret(cluster, "store-conf", data)
@@ -109,7 +109,7 @@ async def test_a_configuration_is_read(kube: Kube, cluster: Cluster, kind: str) 
         cluster.apply({"apiVersion": "v1", "kind": "ConfigMap", "metadata": meta, "data": data})
     rbd = {"pool": "images", "configRef": {kind: "store-conf"}}
     made = ImageStore.model_validate(
-        {"metadata": {"name": "ceph", "uid": "1"}, "spec": {"rbd": rbd, "secretRef": {"name": "store-keys"}}}
+        {"metadata": {"name": "ceph", "uid": "1"}, "spec": {"rbd": rbd, "secretRef": {"name": "store-ceph-keys"}}}
     )
     ref = await resolve(kube, NAMESPACE, made, "here")
     found = {key: held.get_secret_value() for key, held in ref.secret.items()}

@@ -21,8 +21,8 @@ from servers.shelf import ask
 
 STATUS = re.compile(rb"^HTTP/1\.[01] ([0-9]{3}) ", re.MULTILINE)
 CLIENTS = 200
-EACH = 512 << 10
-"""Bytes of memory that one of them may take."""
+EACH = 1 << 20
+"""Bytes of memory that one of them may take: a third of it, or two where all come at once and the gateway is slow."""
 WIDE = "\U0001f600".encode()
 """A character that makes four bytes of each other one in its line."""
 LINES = b"".join(b"X-%02d: %b%b\r\n" % (n, WIDE, b"x" * (LINE - 20)) for n in range(98))
