@@ -9,7 +9,7 @@ import http.client
 import os
 import ssl
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Final, Literal
@@ -98,6 +98,16 @@ class Glimpse(Server[Installation]):
         }
         # -P: the folder that we start in must not shadow a module.
         return self.spawn(program, [str(self._python), "-P", "-m", "glimpse", program], env=env)
+
+    @contextlib.contextmanager
+    def running(self, program: Program) -> Iterator[None]:
+        """One of the programs alone, ready, until the end of the block."""
+        self.launch(program)
+        try:
+            self.await_ready(program)
+            yield
+        finally:
+            self.stop()
 
     def await_ready(self, program: Program, timeout: float = 30) -> None:
         """Wait until one program is ready. Raises ServerError."""

@@ -1,6 +1,7 @@
 """A gateway as an installation runs it: a process of its own under its ServiceAccount, with its RBAC and no more."""
 
 import contextlib
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,9 @@ from servers.glimpse import Glimpse
 from servers.kube import Cluster
 from servers.shelf import Shelf
 
+OPEN = {"GLIMPSE_GATEWAY_IDLE": "60", "GLIMPSE_GATEWAY_CLIENT_CONNECTIONS": "0"}
+"""Settings for a crowd of clients, which all come from one address."""
+
 
 @pytest.fixture(scope="session")
 def glimpse(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Glimpse]:
@@ -19,12 +23,25 @@ def glimpse(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Itera
     # all tests come from one address
     settings = {"GLIMPSE_GATEWAY_IDLE": "5", "GLIMPSE_GATEWAY_CLIENT_CONNECTIONS": "0"}
     server = Glimpse(tmp_path_factory.mktemp("gateway"), cluster=cluster, settings=settings)
-    server.launch("gateway")
-    try:
-        server.await_ready("gateway")
+    with server.running("gateway"):
         yield server
-    finally:
-        server.stop()
+
+
+@pytest.fixture
+def fresh(cluster: Cluster, tmp_path: Path) -> Iterator[Glimpse]:
+    """A gateway of the test's own: it has kept no memory of others, which would hide what its clients take."""
+    server = Glimpse(tmp_path / "fresh", cluster=cluster, settings=OPEN)
+    with server.running("gateway"):
+        yield server
+
+
+def peak(glimpse: Glimpse) -> int:
+    """The most memory that a gateway has had since this was asked before, in bytes; from now on, what it has now."""
+    proc = Path(f"/proc/{glimpse.processes['gateway'].pid}")
+    found = re.search(r"^VmHWM:\s+([0-9]+) kB$", (proc / "status").read_text(), re.MULTILINE)
+    assert found
+    (proc / "clear_refs").write_text("5")  # proc(5): the mark begins anew
+    return int(found[1]) << 10
 
 
 @pytest.fixture

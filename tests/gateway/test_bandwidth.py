@@ -193,12 +193,8 @@ def limited(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Itera
     """A gateway with a limit."""
     values = {"GLIMPSE_GATEWAY_BANDWIDTH": str(LIMIT), "GLIMPSE_GATEWAY_CLIENT_CONNECTIONS": "0"}
     server = Glimpse(tmp_path_factory.mktemp("limited"), cluster=cluster, settings=values)
-    server.launch("gateway")
-    try:
-        server.await_ready("gateway")
+    with server.running("gateway"):
         yield server
-    finally:
-        server.stop()
 
 
 def begin(url: str, path: str, token: str) -> socket.socket:

@@ -11,9 +11,9 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
+from tests.gateway.conftest import peak
 from tests.gateway.test_door import count
 from tests.gateway.test_events import bare
-from tests.gateway.test_heads import peak
 from tests.gateway.test_hostile import connected, descriptors
 
 from glimpse.gateway.app import PROBES
@@ -36,12 +36,8 @@ def crowded(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Itera
         "GLIMPSE_GATEWAY_CLIENT_CONNECTIONS": "0",
     }
     server = Glimpse(tmp_path_factory.mktemp("gateway"), cluster=cluster, settings=settings)
-    server.launch("gateway")
-    try:
-        server.await_ready("gateway")
+    with server.running("gateway"):
         yield server
-    finally:
-        server.stop()
 
 
 class Crowd:
@@ -127,28 +123,28 @@ def test_slowloris(crowded: Glimpse, shelf: Shelf, namespace: str, line: str) ->
 
 
 @pytest.mark.parametrize("more", ["", "&fields=name,properties"], ids=["whole", "some members"])
-def test_pages_that_nobody_takes(crowded: Glimpse, shelf: Shelf, namespace: str, more: str) -> None:
+def test_pages_that_nobody_takes(fresh: Glimpse, shelf: Shelf, namespace: str, more: str) -> None:
     """A crowd that asks for the largest pages and takes nothing costs a bounded piece each; one who takes has all."""
-    url, token = crowded.installation.gateway_url, shelf.grant(namespace, "reader")
+    url, token = fresh.installation.gateway_url, shelf.grant(namespace, "reader")
     for number in range(30):
         bare(shelf, namespace, f"i{number:02}", properties={f"p{n}": "x" * 1000 for n in range(120)})
     path = f"/v1/images?namespace={namespace}&limit=1000{more}"
     wait_until("the list", lambda: len(images(url + path, token)) == 30, timeout=30)
     wait_until("nobody else", lambda: count(url, "connections") == 1, timeout=60)
     request = f"GET {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token}\r\n\r\n".encode()
-    peak(crowded)
-    before = crowded.rss()["gateway"]
+    peak(fresh)
+    before = fresh.rss()["gateway"]
     with contextlib.ExitStack() as stack:
         slow = [stack.enter_context(connected(url, 1 << 12)) for _ in range(100)]
         for connection in slow:
             connection.sendall(request)
         for connection in slow:
             assert connection.recv(12, socket.MSG_WAITALL) == b"HTTP/1.1 200"
-        assert peak(crowded) - before < len(slow) * (512 << 10)
+        assert peak(fresh) - before < len(slow) * (512 << 10)
         whole = ask(url + path, token=token)
         assert int(str(whole.headers["Content-Length"])) == len(whole.body) > 3_600_000
         assert ask(url + path, token=token, method="HEAD").headers["Content-Length"] == str(len(whole.body))
-    assert "Traceback" not in crowded.processes["gateway"].log.read_text()
+    assert "Traceback" not in fresh.processes["gateway"].log.read_text()
 
 
 def images(url: str, token: str) -> list[object]:

@@ -28,12 +28,8 @@ ETAG = f'"sha256:{hashlib.sha256(DATA).hexdigest()}"'
 def own(cluster: Cluster, tmp_path: Path) -> Iterator[Glimpse]:
     """A gateway that a test may stop."""
     server = Glimpse(tmp_path / "gateway", cluster=cluster, settings={"GLIMPSE_GATEWAY_DRAIN": "3"})
-    server.launch("gateway")
-    try:
-        server.await_ready("gateway")
+    with server.running("gateway"):
         yield server
-    finally:
-        server.stop()
 
 
 @pytest.fixture

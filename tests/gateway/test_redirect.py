@@ -93,12 +93,8 @@ def launched(cluster: Cluster, folder: Path, mode: str, **settings: str) -> Iter
     """A gateway with this setting."""
     given = {"GLIMPSE_GATEWAY_REDIRECT": mode, "GLIMPSE_GATEWAY_CLIENT_CONNECTIONS": "0", **settings}
     server = Glimpse(folder, cluster=cluster, settings=given)
-    server.launch("gateway")
-    try:
-        server.await_ready("gateway")
+    with server.running("gateway"):
         yield server
-    finally:
-        server.stop()
 
 
 @pytest.fixture(scope="module")

@@ -80,12 +80,8 @@ def secure(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory, mounted: 
         "GLIMPSE_GATEWAY_TLS_KEY": str(key),
     }
     server = Glimpse(tmp_path_factory.mktemp("gateway"), cluster=cluster, settings=settings, ca=mounted.ca)
-    server.launch("gateway")
-    try:
-        server.await_ready("gateway")
+    with server.running("gateway"):
         yield server
-    finally:
-        server.stop()
 
 
 def enter(secure: Glimpse, client: str = "127.0.0.1") -> socket.socket:

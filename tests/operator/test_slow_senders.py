@@ -32,12 +32,8 @@ def replica(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Itera
         "GLIMPSE_UPLOADS__LINGER": "60",
     }
     server = Glimpse(tmp_path_factory.mktemp("replica"), cluster=cluster, settings=SETTINGS | more)
-    server.launch("gateway")
-    try:
-        server.await_ready("gateway")
+    with server.running("gateway"):
         yield server
-    finally:
-        server.stop()
 
 
 @pytest.fixture(scope="module")
@@ -49,12 +45,8 @@ def patient(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Itera
         "GLIMPSE_UPLOADS__MINIMUM_RATE": "0",
     }
     server = Glimpse(tmp_path_factory.mktemp("patient"), cluster=cluster, settings=SETTINGS | more)
-    server.launch("gateway")
-    try:
-        server.await_ready("gateway")
+    with server.running("gateway"):
         yield server
-    finally:
-        server.stop()
 
 
 @pytest.fixture

@@ -36,12 +36,8 @@ def replica(cluster: Cluster, tmp_path: Path) -> Iterator[Glimpse]:
     """A second replica of the gateway, with a place for one worker, which waits for longer than any test."""
     more = {"GLIMPSE_UPLOADS__AT_ONCE": "1", "GLIMPSE_UPLOADS__LINGER": "900"}
     second = Glimpse(tmp_path / "replica", cluster=cluster, settings=SETTINGS | more)
-    second.launch("gateway")
-    try:
-        second.await_ready("gateway")
+    with second.running("gateway"):
         yield second
-    finally:
-        second.stop()
 
 
 def half(tenant: Tenant, token: str, name: str = "a") -> Tus:

@@ -126,12 +126,8 @@ def another_gateway(tenant: Tenant, folder: Path, ca: Path | None = None, **sett
     """The tenant as he is at a second gateway of the installation, with these settings of its own."""
     named = {f"GLIMPSE_{name}": value for name, value in settings.items()}
     gateway = Glimpse(folder, cluster=tenant.cluster, settings=SETTINGS | named, ca=ca)
-    gateway.launch("gateway")
-    try:
-        gateway.await_ready("gateway")
+    with gateway.running("gateway"):
         yield replace(tenant, glimpse=gateway)
-    finally:
-        gateway.stop()
     log = (folder / "gateway.log").read_text()
     assert "Traceback" not in log, log[log.index("Traceback") - 1000 :][:6000]
 

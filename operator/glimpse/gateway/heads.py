@@ -24,7 +24,7 @@ LINES: Final = 100
 """Header lines of one request."""
 WAITING: Final = 2
 """Requests of one connection that wait for their turn; no more is read before."""
-READ: Final = 64 << 10
+READ: Final = 32 << 10
 """Bytes that are read at once."""
 
 Parsed = tuple[Sequence[tuple[RawRequestMessage, StreamReader]], bool, bytes]
