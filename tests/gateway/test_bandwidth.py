@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import os
 import selectors
 import socket
 import time
@@ -18,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from glimpse.gateway.bandwidth import LATE, LEAST, MOST, Ask, Bandwidth, Pace, Shares
+from glimpse.testing.bodies import noise
 from servers.glimpse import Glimpse
 from servers.kube import Cluster
 from servers.shelf import Shelf, ask
@@ -208,7 +208,7 @@ def begin(url: str, path: str, token: str) -> socket.socket:
 
 def test_users_share(limited: Glimpse, shelf: Shelf, namespace: str) -> None:
     """One connection of one user gets as much as six of another, and both together no more than there is."""
-    image = shelf.image(namespace, os.urandom(64 << 20), store=shelf.store())
+    image = shelf.image(namespace, noise(64 << 20), store=shelf.store())
     tokens = {name: shelf.grant(namespace, name) for name in ("one", "many")}
     for token in tokens.values():  # known to the gateway
         assert ask(limited.installation.gateway_url + image.path, token=token, method="HEAD").status == 200
@@ -230,7 +230,7 @@ def test_users_share(limited: Glimpse, shelf: Shelf, namespace: str) -> None:
 
 def test_parts_and_streams_are_limited(limited: Glimpse, shelf: Shelf, namespace: str, token: str) -> None:
     """A limited download is the same bytes, whole and in parts, and takes as long as its bytes must."""
-    data = os.urandom(LIMIT + 12345)
+    data = noise(LIMIT + 12345)
     image = shelf.image(namespace, data, store=shelf.store())
     url = limited.installation.gateway_url + image.path
     began = time.monotonic()
@@ -244,7 +244,7 @@ def test_parts_and_streams_are_limited(limited: Glimpse, shelf: Shelf, namespace
 def test_each_client_is_limited(cluster: Cluster, shelf: Shelf, namespace: str, token: str, tmp_path: Path) -> None:
     """By the limit of a client alone one is held to it, by a token and by an address."""
     values = {"GLIMPSE_GATEWAY_CLIENT_BANDWIDTH": str(LIMIT), "GLIMPSE_GATEWAY_ANONYMOUS": "true"}
-    data = os.urandom(LIMIT * 2)
+    data = noise(LIMIT * 2)
     image = shelf.image(namespace, data, store=shelf.store(), spec={"visibility": "public"})
     server = Glimpse(tmp_path / "gateway", cluster=cluster, settings=values)
     server.launch("gateway")

@@ -2,7 +2,6 @@
 
 import filecmp
 import hashlib
-import os
 import subprocess
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import trustme
 from tests.gateway.line import line
 from tests.gateway.signing import link
 
+from glimpse.testing.bodies import noise
 from servers import run
 from servers.cdi import COMPRESSED, HEAD, Importer, ImportFailedError
 from servers.glimpse import Glimpse
@@ -27,7 +27,7 @@ def disk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, package in (("nbdkit", "nbdkit"), ("qemu-img", "qemu-utils")):
         require_tool(name, package)
     path = tmp_path_factory.mktemp("disk") / "disk.raw"
-    path.write_bytes(os.urandom(3 * MIB) + bytes(4 * MIB) + os.urandom(MIB))
+    path.write_bytes(noise(3 * MIB) + bytes(4 * MIB) + noise(MIB, seed=1))
     run("qemu-img", "convert", "-f", "raw", "-O", "qcow2", path, path.with_suffix(".qcow2"))
     return path
 

@@ -2,7 +2,6 @@
 
 import filecmp
 import json
-import os
 import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,13 +11,14 @@ import pytest
 from tests.gateway.line import line
 from tests.gateway.signing import link
 
+from glimpse.testing.bodies import noise
 from servers import wait_until
 from servers.glimpse import Glimpse
 from servers.require import require, require_tool
 from servers.shelf import Shelf, Shown
 from servers.web import Web
 
-DATA = os.urandom((8 << 20) + 11)
+DATA = noise((8 << 20) + 11)
 
 
 @pytest.fixture

@@ -21,12 +21,13 @@ from glimpse.problems import DataLost, NotFound, StoreUnavailable
 from glimpse.stores import Store
 from glimpse.streams import Reader
 from glimpse.tasks import Record, StoreRef
+from glimpse.testing.bodies import noise
 from glimpse.testing.memory import Memory, MemoryConfig
 from servers import wait_until
 from servers.shelf import Bytes, Content, Shelf, Shown, ask
 
-DATA = os.urandom(1 << 20)
-LONG = os.urandom((3 << 20) + 5)
+DATA = noise(1 << 20)
+LONG = noise((3 << 20) + 5, seed=1)
 
 
 def test_heaviest_first(gateway: str, shelf: Shelf, namespace: str, token: str) -> None:
@@ -115,7 +116,7 @@ def test_reads_during_delete(gateway: str, shelf: Shelf, namespace: str, token: 
 
 def test_removed_while_it_is_sent(gateway: str, shelf: Shelf, namespace: str, token: str) -> None:
     """Who has begun to read gets all of it, though the object is removed meanwhile."""
-    store, data = shelf.store(), os.urandom(64 << 20)
+    store, data = shelf.store(), noise(64 << 20)
     image = shelf.image(namespace, data, store=store)
     with begun(gateway, image.path, token) as connection:
         shelf.remove(store, image.key())
@@ -124,7 +125,7 @@ def test_removed_while_it_is_sent(gateway: str, shelf: Shelf, namespace: str, to
 
 def test_cut_short_while_it_is_sent(gateway: str, shelf: Shelf, namespace: str, token: str) -> None:
     """A file that becomes shorter under the reader cuts the connection: no client takes that for the image."""
-    store, data = shelf.store(), os.urandom(64 << 20)
+    store, data = shelf.store(), noise(64 << 20)
     image = shelf.image(namespace, data, store=store)
     with begun(gateway, image.path, token) as connection:
         os.truncate(shelf.data(store, image.key()), 40 << 20)
@@ -134,7 +135,7 @@ def test_cut_short_while_it_is_sent(gateway: str, shelf: Shelf, namespace: str, 
 
 def test_written_to_while_it_is_sent(gateway: str, shelf: Shelf, namespace: str, token: str) -> None:
     """A file that somebody writes to, as he may to one of his own, does not get its end: the connection is cut."""
-    store, data = shelf.store(), os.urandom(64 << 20)
+    store, data = shelf.store(), noise(64 << 20)
     image = shelf.image(namespace, data, store=store)
     with begun(gateway, image.path, token) as connection:
         with shelf.data(store, image.key()).open("r+b") as file:
@@ -149,7 +150,7 @@ def test_goes_on_with_another_copy(
     gateway: str, shelf: Shelf, namespace: str, token: str, asked: tuple[int, int] | None
 ) -> None:
     """A copy that breaks in the middle is replaced by the next one, at the byte where it broke."""
-    first, second, data = shelf.store(weight=500), shelf.store(weight=1), os.urandom(64 << 20)
+    first, second, data = shelf.store(weight=500), shelf.store(weight=1), noise(64 << 20)
     image = shelf.image(namespace, Content(data, [first, second]))
     span = f"Range: bytes={asked[0]}-{asked[1]}\r\n" if asked else ""
     with begun(gateway, image.path, token, span) as connection:
@@ -161,7 +162,7 @@ def test_no_other_copy_mends_what_others_may_have_changed(
     gateway: str, shelf: Shelf, namespace: str, token: str
 ) -> None:
     """Where others write, what was sent before a change was seen may be wrong: the connection is cut."""
-    first, second, data = shelf.store(weight=500), shelf.store(weight=1), os.urandom(64 << 20)
+    first, second, data = shelf.store(weight=500), shelf.store(weight=1), noise(64 << 20)
     image = shelf.image(namespace, Content(data, [first, second]))
     status = shelf.cluster.read(image.object)["status"]
     told = {"location": {"store": first, "key": "import/x"}, "storedAt": "2031-01-01T00:00:00Z"}
@@ -372,7 +373,7 @@ async def test_a_store_that_hangs(pulled: tuple[Store, Wanted], monkeypatch: pyt
 def test_cached(tmp_path: Path) -> None:
     """What was dropped from memory is seen as such, and is there again after it was fetched."""
     file = tmp_path / "file"
-    file.write_bytes(os.urandom(8 << 20))
+    file.write_bytes(noise(8 << 20))
     with file.open("rb") as opened:
         fd = opened.fileno()
         os.fsync(fd)

@@ -9,12 +9,13 @@ from tests.gateway.test_copies import begun, rest
 from tests.gateway.test_meters import count
 from tests.gateway.test_redirect import Far, cloud, radosgw, servers, swift
 
+from glimpse.testing.bodies import noise
 from servers import wait_until
 from servers.shelf import Content, Shelf
 
 __all__ = ["cloud", "radosgw", "servers", "swift"]  # fixtures
 
-DATA = os.urandom(48 << 20)
+DATA = noise(48 << 20)
 PARTS = [(10, (20 << 20) + 4), (30 << 20, (44 << 20) + 9)]
 """First and last byte of two ranges."""
 SEVERAL = f"Range: bytes={','.join(f'{first}-{last}' for first, last in PARTS)}\r\n"

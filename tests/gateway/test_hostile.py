@@ -1,7 +1,6 @@
 """Clients that misbehave: refused or contained, and nothing of what they send comes back out or into the log."""
 
 import contextlib
-import os
 import re
 import socket
 import time
@@ -10,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from glimpse.testing.bodies import noise
 from servers import wait_until
 from servers.glimpse import Glimpse
 from servers.shelf import Shelf, ask
@@ -120,7 +120,7 @@ def test_slow_head(gateway: str, begun: bytes) -> None:
 
 def test_client_that_takes_nothing(gateway: str, glimpse: Glimpse, shelf: Shelf, namespace: str, token: str) -> None:
     """A client that stops reading is cut off after the limit (5 s here), and nothing stays open for it."""
-    image = shelf.image(namespace, os.urandom(64 << 20), store=shelf.store())
+    image = shelf.image(namespace, noise(64 << 20), store=shelf.store())
     wait_until("idle connections to end", lambda: not _open_objects(glimpse), timeout=30)
     request = f"GET {image.path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token}\r\n\r\n".encode()
     with contextlib.ExitStack() as stack:
@@ -136,7 +136,7 @@ def test_client_that_takes_nothing(gateway: str, glimpse: Glimpse, shelf: Shelf,
 
 def test_client_that_hangs_up(gateway: str, glimpse: Glimpse, shelf: Shelf, namespace: str, token: str) -> None:
     """Downloads that are broken off, at any moment, leave no descriptor behind."""
-    image = shelf.image(namespace, os.urandom(32 << 20), store=shelf.store())
+    image = shelf.image(namespace, noise(32 << 20), store=shelf.store())
     request = f"GET {image.path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token}\r\n\r\n".encode()
     ask(gateway + image.path, token=token)
     for taken in range(0, 4_000_000, 200_000):

@@ -1,7 +1,6 @@
 """Outlets: a file's bytes into a socket past its transport, over real sockets of which one end takes what it likes."""
 
 import asyncio
-import os
 import socket
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -11,9 +10,10 @@ import pytest
 import pytest_asyncio
 
 from glimpse.gateway.outlet import Outlet
+from glimpse.testing.bodies import noise
 from servers.shelf import Shelf
 
-DATA = os.urandom(8 << 20)
+DATA = noise(8 << 20)
 
 
 class Line(NamedTuple):

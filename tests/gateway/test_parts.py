@@ -14,10 +14,11 @@ from tests.gateway.test_copies import begun, rest
 
 from glimpse.gateway.parts import Rest, body
 from glimpse.gateway.ranges import GAP, MANY, Span
+from glimpse.testing.bodies import noise
 from servers.glimpse import Glimpse
 from servers.shelf import Answer, Content, Shelf, ask
 
-DATA = os.urandom((4 << 20) + 11)
+DATA = noise((4 << 20) + 11)
 SIZE = len(DATA)
 FAR = f"0-9,{1 << 20}-{(2 << 20) + 4},-5"
 """Three ranges that are worth an answer in parts."""
@@ -113,7 +114,7 @@ def test_goes_on_with_another_copy(gateway: str, shelf: Shelf, namespace: str, t
 
     One that is removed when it was opened is read to its end, so in all of its parts.
     """
-    first, second, data = shelf.store(weight=500), shelf.store(weight=1), os.urandom(64 << 20)
+    first, second, data = shelf.store(weight=500), shelf.store(weight=1), noise(64 << 20)
     image = shelf.image(namespace, Content(data, [first, second]))
     spans = [(5, 999), (1 << 20, 60 << 20), (61 << 20, 64 << 20)]
     asked = ",".join(f"{start}-{end - 1}" for start, end in spans)
@@ -136,7 +137,7 @@ def test_goes_on_with_another_copy(gateway: str, shelf: Shelf, namespace: str, t
 
 def test_hostile_sets(gateway: str, glimpse: Glimpse, shelf: Shelf, namespace: str, token: str) -> None:
     """Thousands of ranges, overlaps and huge numbers cost no more bytes than the image, and no memory."""
-    image = shelf.image(namespace, os.urandom(32 << 20), store=shelf.store())
+    image = shelf.image(namespace, noise(32 << 20), store=shelf.store())
     size = 32 << 20
     sets = [
         ",".join(["0-"] * 1900),

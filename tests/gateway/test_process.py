@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from glimpse.gateway.app import READ_AHEAD
+from glimpse.testing.bodies import noise
 from servers import wait_until
 from servers.glimpse import Glimpse
 from servers.kube import Cluster
@@ -20,7 +21,7 @@ from servers.shelf import Content, Shelf, ask
 from servers.stores import SERVERS, new, place
 from servers.tools import Missing
 
-DATA = os.urandom(32 << 20)
+DATA = noise(32 << 20)
 ETAG = f'"sha256:{hashlib.sha256(DATA).hexdigest()}"'
 
 

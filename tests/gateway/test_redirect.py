@@ -1,7 +1,6 @@
 """Downloads that a store's own server gives: where the gateway leads to, whom, and when it does not."""
 
 import base64
-import os
 import subprocess
 import time
 from collections.abc import Iterator, Mapping
@@ -16,6 +15,7 @@ import trustme
 from botocore.config import Config
 from tests.gateway.signing import drop, known, link, made, put
 
+from glimpse.testing.bodies import noise
 from servers import Missing, wait_until
 from servers.cdi import Importer
 from servers.ceph import Ceph
@@ -25,7 +25,7 @@ from servers.require import require
 from servers.shelf import Answer, Content, Shelf, Shown, ask
 from servers.swift import Cloud, Swift
 
-DATA = os.urandom((3 << 20) + 7)
+DATA = noise((3 << 20) + 7)
 CONTAINER = "images"
 
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import hashlib
-import os
 import socket
 import ssl
 import time
@@ -15,12 +14,13 @@ import trustme
 from cryptography.hazmat.primitives import serialization
 
 from glimpse.gateway.tls import Certificate
+from glimpse.testing.bodies import noise
 from servers import wait_until
 from servers.glimpse import Glimpse
 from servers.kube import Cluster
 from servers.shelf import Answer, Shelf, ask
 
-DATA = os.urandom(48 << 20) + b"the end"
+DATA = noise(48 << 20) + b"the end"
 CLIENT = 8
 """Connections of one client."""
 

@@ -1,7 +1,6 @@
 """Clients that vanish or stop: by a reset, an end or silence, at any moment, nothing stays open or busy for them."""
 
 import contextlib
-import os
 import re
 import socket
 import ssl
@@ -16,6 +15,7 @@ from tests.gateway.test_redirect import Far, radosgw
 
 from glimpse.gateway.copies import THREADS
 from glimpse.stores.s3.client import _CONNECTIONS
+from glimpse.testing.bodies import noise
 from servers import wait_until
 from servers.glimpse import Glimpse
 from servers.kube import Cluster
@@ -23,7 +23,7 @@ from servers.shelf import Shelf, Shown, ask
 
 __all__ = ["radosgw"]
 
-DATA = os.urandom(12 << 20)
+DATA = noise(12 << 20)
 """More than the sockets' buffers hold."""
 HALF = THREADS // 2 + 1
 """If so many kept a thread of a store, and as many again, none would be left."""

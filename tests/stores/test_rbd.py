@@ -918,7 +918,7 @@ def connections() -> int:
     """Connections to clusters that this process has: each has one thread of that name."""
     names = []
     for task in Path("/proc/self/task").iterdir():
-        with suppress(FileNotFoundError):
+        with suppress(FileNotFoundError, ProcessLookupError):  # the latter if it ends between open and read
             names.append((task / "comm").read_text().strip())
     return names.count("ms_dispatch")
 

@@ -5,9 +5,11 @@ gives it the key, a lease by which others know that it is alive.
 """
 
 import contextlib
+import os
 import shutil
 import sqlite3
 import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, ClassVar
@@ -21,10 +23,10 @@ from glimpse.stores import Capacity, Stat
 from glimpse.streams import CHUNK, Reader
 
 _TABLES = """
-CREATE TABLE IF NOT EXISTS owner (one INTEGER PRIMARY KEY CHECK (one = 1), owner TEXT NOT NULL);
-CREATE TABLE IF NOT EXISTS attempts (name TEXT PRIMARY KEY, beat REAL NOT NULL);
-CREATE TABLE IF NOT EXISTS chunks (name TEXT, n INTEGER, data BLOB, PRIMARY KEY (name, n));
-CREATE TABLE IF NOT EXISTS objects (key TEXT PRIMARY KEY, name TEXT, size INTEGER, modified REAL, record BLOB);
+CREATE TABLE owner (one INTEGER PRIMARY KEY CHECK (one = 1), owner TEXT NOT NULL);
+CREATE TABLE attempts (name TEXT PRIMARY KEY, beat REAL NOT NULL);
+CREATE TABLE chunks (name TEXT, n INTEGER, data BLOB, PRIMARY KEY (name, n));
+CREATE TABLE objects (key TEXT PRIMARY KEY, name TEXT, size INTEGER, modified REAL, record BLOB);
 """
 
 
@@ -200,14 +202,12 @@ class Sqlite:
         if not Path(self._config.path).parent.is_dir():
             raise StoreUnavailable(f"the folder of {self._config.path} does not exist: is the volume mounted?")
         try:
-            with contextlib.closing(sqlite3.connect(self._config.path, timeout=30, isolation_level=None)) as db:
-                db.execute("PRAGMA journal_mode = WAL")
-                db.execute("PRAGMA synchronous = FULL")
+            if not Path(self._config.path).exists():
+                self._create()
+            with _connect(self._config.path) as db:
                 if self._config.size is not None:
                     pages = self._config.size // db.execute("PRAGMA page_size").fetchone()[0]
                     db.execute(f"PRAGMA max_page_count = {pages}")
-                if not db.execute("SELECT 1 FROM sqlite_master WHERE name = 'objects'").fetchone():
-                    db.executescript(_TABLES)
                 yield db
         except sqlite3.IntegrityError:
             raise
@@ -215,6 +215,24 @@ class Sqlite:
             if error.sqlite_errorname == "SQLITE_FULL":
                 raise StoreFull(f"{self._config.path} is full; remove images or raise `size`") from error
             raise StoreUnavailable(f"{self._config.path}: {error}") from error
+
+    def _create(self) -> None:
+        """Link a whole one: of many that turn the same file to WAL, some are told at once that it is locked."""
+        new = f"{self._config.path}.{uuid.uuid4()}"
+        with _connect(new) as db:
+            db.execute("PRAGMA journal_mode = WAL")
+            db.executescript(_TABLES)
+        with contextlib.suppress(FileExistsError):
+            os.link(new, self._config.path)
+        Path(new).unlink()
+
+
+@contextlib.contextmanager
+def _connect(path: str) -> Iterator[sqlite3.Connection]:
+    """What is committed is on the disk; who finds a lock waits."""
+    with contextlib.closing(sqlite3.connect(path, timeout=30, isolation_level=None)) as db:
+        db.execute("PRAGMA synchronous = FULL")
+        yield db
 
 
 @contextlib.contextmanager

@@ -32,9 +32,9 @@ class TestSqlite(StoreContract):
         """Every name in any table."""
 
         def look() -> set[str]:
+            if not Path(ref.config["path"]).exists():
+                return set()
             with closing(sqlite3.connect(ref.config["path"])) as db:
-                if not db.execute("SELECT 1 FROM sqlite_master WHERE name = 'objects'").fetchone():
-                    return set()
                 objects = dict(db.execute("SELECT name, key FROM objects"))
                 found = {name for (name,) in db.execute("SELECT name FROM chunks UNION SELECT name FROM attempts")}
                 return {objects.get(name, name) for name in found} | set(objects.values())
