@@ -3,30 +3,24 @@
 What such a store promises when its way fails is half of RemoteContract, which takes a store that is written to.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import ClassVar
 
 import pytest
 
 from glimpse.problems import StoreUnauthorized, StoreUnavailable
 from glimpse.stores import Registering, Store, Version, open_store
-from glimpse.streams import CHUNK
 from glimpse.tasks import Record, StoreRef
 from glimpse.testing.bodies import noise
 from glimpse.testing.place_model import check_places_against_model
 from glimpse.testing.registering import PLACE, Lay, register
-from glimpse.testing.remote import Far, Restart
-from glimpse.testing.stores import KEY, StoreFixtures
+from glimpse.testing.remote import Far, RemoteFixtures, Restart
+from glimpse.testing.stores import KEY
 
 
-class RemotePlacedContract(StoreFixtures):
-    """What it promises. A subclass gives `lay`, as for PlacedContract, and `far`, `restart` and `locked_out`.
+class RemotePlacedContract(RemoteFixtures):
+    """What it promises. A subclass gives `lay`, as for PlacedContract, and `far`, `restart` and `locked_out`."""
 
-    The driver's patience must be some seconds in these tests.
-    """
-
-    length = 12 * CHUNK
-    """Of what takes more than one answer's buffers."""
     sequences: ClassVar[int] = 25
     """Made-up sequences of calls."""
     steps: ClassVar[int] = 20
@@ -35,21 +29,6 @@ class RemotePlacedContract(StoreFixtures):
     @pytest.fixture
     def lay(self, ref: StoreRef) -> Lay:
         """The hands of others; what they put there is below `import/`."""
-        raise NotImplementedError
-
-    @pytest.fixture
-    def far(self, ref: StoreRef) -> Iterator[Far]:
-        """The same place as `ref`, over a way that can fail."""
-        raise NotImplementedError
-
-    @pytest.fixture
-    def restart(self) -> Restart:
-        """Ends the server of `ref`, starts it again with its data at the same address, and waits until it serves."""
-        raise NotImplementedError
-
-    @pytest.fixture
-    def locked_out(self, ref: StoreRef) -> StoreRef:
-        """The same place as `ref`, with credentials that its server refuses."""
         raise NotImplementedError
 
     @pytest.mark.parametrize("fault", ["cut", "stall"])

@@ -29,14 +29,14 @@ class Far(NamedTuple):
 Restart = Callable[[], None]
 
 
-class RemoteContract(StoreFixtures):
-    """What a store on a server promises besides. A subclass gives `far`, `restart`, `locked_out` and `nowhere` as well.
+class RemoteFixtures(StoreFixtures):
+    """The server, and the way to it; a subclass gives them.
 
     The driver's patience (how long it waits for a silent server) must be some seconds in these tests.
     """
 
     length = 12 * CHUNK
-    """Of a body that takes several requests."""
+    """Of a body that takes several requests or answers."""
 
     @pytest.fixture
     def far(self, ref: StoreRef) -> Iterator[Far]:
@@ -52,6 +52,10 @@ class RemoteContract(StoreFixtures):
     def locked_out(self, ref: StoreRef) -> StoreRef:
         """The same place as `ref`, with credentials that its server refuses."""
         raise NotImplementedError
+
+
+class RemoteContract(RemoteFixtures):
+    """What a store on a server promises besides. A subclass gives `nowhere` as well."""
 
     @pytest.fixture
     def nowhere(self, ref: StoreRef) -> StoreRef:
