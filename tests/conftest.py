@@ -5,9 +5,12 @@ objects uniquely; one that breaks the server takes `kube`, a server of its own.
 """
 
 import gc
+import itertools
 import os
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Final
 
 import pytest
 from hypothesis import settings
@@ -15,6 +18,9 @@ from hypothesis import settings
 from servers.kube import Cluster, Kube
 from servers.require import require
 from servers.tools import Missing
+
+LONG: Final = 60.0
+"""Seconds of all tests together from which it is told where they went."""
 
 # A run says of a commit what the next run will; who looks for news draws others with --hypothesis-profile=default.
 settings.register_profile("repeatable", derandomize=True)
@@ -30,6 +36,17 @@ def pytest_collection_finish() -> None:
     """Whoever collects garbage from now on need not look through all that was imported."""
     gc.collect()
     gc.freeze()
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say how long the tests of each folder took, one after the other: one that grows too long is seen."""
+    spent: defaultdict[str, float] = defaultdict(float)
+    for report in itertools.chain.from_iterable(terminalreporter.stats.values()):
+        if isinstance(report, pytest.TestReport):
+            spent[Path(report.nodeid.partition("::")[0]).parent.as_posix()] += report.duration
+    if sum(spent.values()) > LONG:
+        told = (f"{folder} {seconds / 60:.1f}" for folder, seconds in sorted(spent.items()))
+        terminalreporter.write_line(f"minutes, if one test ran at a time: {', '.join(told)}")
 
 
 @pytest.fixture(scope="session")
