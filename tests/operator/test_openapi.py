@@ -17,6 +17,7 @@ from schemathesis.core.result import Ok
 from schemathesis.specs.openapi import checks as promises
 from tests.operator.support import Tenant, content
 from tests.operator.test_upload import waiting
+from tests.operator.tuses import metadata
 
 from servers.shelf import Shelf, ask
 
@@ -122,6 +123,7 @@ def test_each_operation_succeeds(tenant: Tenant) -> None:
     gateway = tenant.glimpse.installation.gateway_url
     token, there_is = known(tenant, ["disk", "empty", "pieces"])
     waiting(tenant, "more")
+    waiting(tenant, "said")
     here, awaited = (each["path"] for each in there_is[""])
     first, upload = there_is["/revisions/"][0], there_is["{upload}"][0]["path"]
     more = {"namespace": tenant.namespace, "name": "more"}
@@ -140,6 +142,8 @@ def test_each_operation_succeeds(tenant: Tenant) -> None:
         ("PUT", image, 201, {"path_parameters": awaited, "body": b"abc", "media_type": "application/octet-stream"}),
         ("OPTIONS", uploads, 204, {"path_parameters": more}),
         ("POST", uploads, 201, {"path_parameters": more, "headers": SPOKEN}),
+        ("OPTIONS", "/v1/uploads", 204, plain),
+        ("POST", "/v1/uploads", 201, {"headers": SPOKEN | {"Upload-Metadata": metadata(tenant.namespace, "said")}}),
         ("OPTIONS", uploads + "/{upload}", 204, {"path_parameters": upload}),
         ("PATCH", uploads + "/{upload}", 204, {"path_parameters": upload, "headers": SPOKEN, "body": b"abc", **part}),
         ("HEAD", uploads + "/{upload}", 200, {"path_parameters": upload, "headers": SPOKEN}),

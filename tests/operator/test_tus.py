@@ -15,7 +15,7 @@ from tests.gateway.test_meters import count
 from tests.operator.support import Tenant, condition, content, digest, holds
 from tests.operator.test_upload import begun, detail, repr_digest, send, uploads, waiting
 from tests.operator.test_upload import sender as sender  # noqa: PLC0414 - a fixture
-from tests.operator.tuses import PART, VERSION, Tus, checksum, workers
+from tests.operator.tuses import PART, VERSION, Tus, checksum, metadata, workers
 
 from servers import wait_until
 from servers.shelf import Answer, Shelf, ask
@@ -42,8 +42,9 @@ def nothing_left(tenant: Tenant, store: str) -> None:
 
 def test_what_the_gateway_can(tenant: Tenant, sender: str) -> None:
     """OPTIONS names version, extensions, the largest image and the checksums, to everybody."""
-    for path in ("uploads", "uploads/none"):
-        answer = ask(f"{tenant.link('none')}/{path}", method="OPTIONS")
+    link = tenant.link("none")
+    for path in (f"{link}/uploads", f"{link}/uploads/none", f"{tenant.glimpse.installation.gateway_url}/v1/uploads"):
+        answer = ask(path, method="OPTIONS")
         assert (answer.status, versions(answer)) == (204, ("1.0.0", "1.0.0"))
         assert answer.headers["Tus-Max-Size"] == str(32 << 20)
         assert {"creation", "checksum", "termination", "expiration"} <= set(answer.headers["Tus-Extension"].split(","))
@@ -86,6 +87,32 @@ def test_in_parts(tenant: Tenant, sender: str) -> None:
     assert "complete" in detail(tus.ask("DELETE"))
     tenant.delete("a")
     wait_until("no uploads", lambda: uploads(tenant) == [], timeout=60)
+
+
+def test_one_address_for_all_images(tenant: Tenant, sender: str) -> None:
+    """Who knows but that address says in the metadata for which image it is; for the rest all is as elsewhere."""
+    gateway = tenant.glimpse.installation.gateway_url
+    waiting(tenant, "a")
+    tus = Tus(tenant, "a", sender)
+
+    def begin(said: str, token: str | None = sender) -> Answer:
+        headers = VERSION | PART | {"Upload-Length": str(len(DATA)), "Upload-Metadata": said}
+        return ask(f"{gateway}/v1/uploads", method="POST", token=token, body=DATA[:1000], headers=headers)
+
+    for said in ("", "namespace dGVhbQ==", "namespace ,image YQ==", "filename YQ=="):
+        answer = begin(said)
+        assert (answer.status, "namespace and image" in detail(answer)) == (400, True)
+    assert begin(metadata(tenant.namespace, "a"), token=None).status == 401
+    for namespace, image in ((tenant.namespace, "b"), ("elsewhere", "a"), ("../x", "a"), (tenant.namespace, "a/b")):
+        assert begin(metadata(namespace, image)).status == 404
+    assert uploads(tenant) == []
+
+    answer = begin(metadata(tenant.namespace, "a") + ",filename ZGlzaw==")
+    assert (answer.status, answer.headers["Upload-Offset"]) == (201, "1000")
+    tus.path = answer.headers["Location"]
+    assert tus.path.startswith(f"{tus.start}/")
+    tus.sent(1000, DATA[1000:])
+    served(tenant, "a", sender, DATA)
 
 
 def test_one_worker_takes_many_parts(tenant: Tenant, sender: str) -> None:

@@ -32,6 +32,12 @@ def checksum(data: bytes, algorithm: str = "sha1") -> str:
     return f"{algorithm} {base64.b64encode(hashlib.new(algorithm, data).digest()).decode()}"
 
 
+def metadata(namespace: str, image: str) -> str:
+    """As in the header, where the address does not say for which image an upload is."""
+    said = {"namespace": namespace, "image": image}
+    return ",".join(f"{key} {base64.b64encode(value.encode()).decode()}" for key, value in said.items())
+
+
 @dataclass
 class Tus:
     """One upload for one image."""

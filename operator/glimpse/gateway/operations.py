@@ -20,6 +20,7 @@ _REVISION: Final = "/v1/namespaces/{namespace}/images/{name}/revisions/{file}"
 _LINKS: Final = "/v1/namespaces/{namespace}/images/{name}/links"
 _UPLOADS: Final = "/v1/namespaces/{namespace}/images/{name}/uploads"
 _UPLOAD: Final = _UPLOADS + "/{upload}"
+_ALL_UPLOADS: Final = "/v1/uploads"
 _TOKEN: Final[tuple[Json, ...]] = ({"bearer": []}, {"basic": []})
 _LINK: Final[tuple[Json, ...]] = ({"link": []},)
 
@@ -144,6 +145,22 @@ _TUS: Final = Said(
     words=_PARTS,
 )
 
+_BEGUN: Final = Said(
+    "Begin an upload in parts (tus 1.0), also with a first part",
+    {201: answer("It has begun.", headers=_STATE | {"Location": "Where its parts go."})},
+    (400, 401, 403, 404, 408, 409, 412, 413, 415, 422, 429, 460, 503, 507),
+    (
+        _SPOKEN,
+        _header("Upload-Length", "Bytes of the whole.", pattern="^[0-9]{1,18}$", required=True),
+        _header("Upload-Metadata", "What the sender says of its file."),
+        _header("Upload-Checksum", "An algorithm, a space, and base64: of the first part."),
+        _header("Repr-Digest", "What the bytes of the whole must be (RFC 9530)."),
+    ),
+    body=_PART | {"required": False},
+    words=_NAMES,
+)
+_SAID_WHERE: Final = _header("Upload-Metadata", "`namespace` and `image` in base64, and more.", required=True)
+
 SAID: Final[Mapping[tuple[str, str], Said]] = {
     ("GET", _SERVED): Said(
         "The revision that is served",
@@ -186,19 +203,11 @@ SAID: Final[Mapping[tuple[str, str], Said]] = {
     ),
     ("OPTIONS", _UPLOADS): _TUS,
     ("OPTIONS", _UPLOAD): _TUS,
-    ("POST", _UPLOADS): Said(
-        "Begin an upload in parts (tus 1.0), also with a first part",
-        {201: answer("It has begun.", headers=_STATE | {"Location": "Where its parts go."})},
-        (400, 401, 403, 404, 408, 409, 412, 413, 415, 422, 429, 460, 503, 507),
-        (
-            _SPOKEN,
-            _header("Upload-Length", "Bytes of the whole.", pattern="^[0-9]{1,18}$", required=True),
-            _header("Upload-Metadata", "What the sender says of its file."),
-            _header("Upload-Checksum", "An algorithm, a space, and base64: of the first part."),
-            _header("Repr-Digest", "What the bytes of the whole must be (RFC 9530)."),
-        ),
-        body=_PART | {"required": False},
-        words=_NAMES,
+    ("POST", _UPLOADS): _BEGUN,
+    ("OPTIONS", _ALL_UPLOADS): _TUS,
+    ("POST", _ALL_UPLOADS): _BEGUN._replace(
+        summary="The same for clients that know one address for all images",
+        parameters=tuple(_SAID_WHERE if each["name"] == _SAID_WHERE["name"] else each for each in _BEGUN.parameters),
     ),
     ("HEAD", _UPLOAD): Said(
         "How far it is",

@@ -21,7 +21,7 @@ from glimpse.api.upload import METADATA_LENGTH
 from glimpse.gateway.account import Account
 from glimpse.gateway.grant import understood
 from glimpse.gateway.intake import Intake, Wanted, go_on, wait
-from glimpse.gateway.paths import UPLOAD, UPLOADS, image
+from glimpse.gateway.paths import ALL_UPLOADS, UPLOAD, UPLOADS, image
 from glimpse.gateway.refusals import MISMATCH, SOON, Refusal, away
 from glimpse.gateway.said import digests
 from glimpse.gateway.session import Session
@@ -43,6 +43,8 @@ CHECKING: Final = 4
 TURN: Final = 10.0
 """... who wait for so many seconds."""
 PART: Final = "application/offset+octet-stream"
+WHERE: Final = ("namespace", "image")
+"""Keys of `Upload-Metadata` that say for which image an upload is, where the address does not."""
 
 _NUMBER: Final = re.compile(r"[0-9]{1,18}")
 _PAIR: Final = re.compile(r"([!-+\--~]{1,128})(?: ([A-Za-z0-9+/]*={0,2}))?")
@@ -62,8 +64,10 @@ class Tus:
     def routes(self) -> list[web.RouteDef]:
         """Where uploads begin, and each of them."""
         return [
+            web.options(ALL_UPLOADS, self._options),
             web.options(UPLOADS, self._options),
             web.options(UPLOAD, self._options),
+            web.post(ALL_UPLOADS, _spoken(self._create_said), expect_handler=wait),
             web.post(UPLOADS, _spoken(self._create), expect_handler=wait),
             web.head(UPLOAD, _spoken(self._look)),
             web.patch(UPLOAD, _spoken(self._patch), expect_handler=wait),
@@ -90,7 +94,17 @@ class Tus:
         return await handler(request)
 
     async def _create(self, request: web.Request) -> web.Response:
-        namespace, name = image(request.match_info["namespace"], request.match_info["name"])
+        return await self._begin(request, *image(request.match_info["namespace"], request.match_info["name"]))
+
+    async def _create_said(self, request: web.Request) -> web.Response:
+        """For clients that know one address: they say in `Upload-Metadata` for which image it is."""
+        said = _pairs(_metadata(request))
+        namespace, name = (said.get(key, b"").decode(errors="replace") for key in WHERE)
+        if not namespace or not name:
+            raise Refusal(400, f"Upload-Metadata says here for which image it is, in base64: {' and '.join(WHERE)}.")
+        return await self._begin(request, *image(namespace, name))
+
+    async def _begin(self, request: web.Request, namespace: str, name: str) -> web.Response:
         caller = await self._intake.may(request, namespace, name)
         part = _part(request) if request.can_read_body and request.content_length != 0 else None
         wanted, metadata = _wanted(request, namespace, name), _metadata(request)
@@ -115,7 +129,7 @@ class Tus:
             return _answer(201, headers | _expires(account.status.expires_at))
         try:
             async with self._sessions.turn(namespace, name, account.name) as session:
-                await self._take(request, session, part)
+                await self._take(request, session, namespace, part)
                 return _answer(201, headers | _state(session))
         except Refusal as refusal:
             refusal.headers |= headers  # it is there, and can be gone on with
@@ -146,7 +160,7 @@ class Tus:
                 text = f"The upload goes on at byte {session.offset}, not at {given}."
                 raise Refusal(409, text, {"Upload-Offset": str(session.offset)})
             if not session.entry:
-                await self._take(request, session, part)
+                await self._take(request, session, namespace, part)
             elif request.content_length:
                 raise _too_many(0)
             return _answer(204, _state(session))
@@ -167,14 +181,13 @@ class Tus:
         await self._intake.may(request, namespace, name)
         return namespace, name, match["upload"]
 
-    async def _take(self, request: web.Request, session: Session, checksum: tuple[str, bytes] | None) -> None:
+    async def _take(self, request: web.Request, session: Session, tenant: str, checksum: tuple[str, bytes]) -> None:
         """Hand a body on. What has come of one that breaks off is kept, unless it has a checksum."""
         assert session.account  # noqa: S101 - it was taken
         left = (session.account.spec.size or 0) - session.offset
         if request.content_length is not None and request.content_length > left:
             raise _too_many(left)
-        if checksum and checksum[0]:
-            tenant = request.match_info["namespace"]
+        if checksum[0]:
             if not await self._checking.wait(tenant, TURN):
                 raise Refusal(503, "Too many parts with a checksum are under way here.", retry_after=SOON)
             try:
@@ -282,10 +295,7 @@ def _part(request: web.Request) -> tuple[str, bytes]:
     algorithm, _, value = header.partition(" ")
     if algorithm not in ALGORITHMS:
         raise Refusal(400, f"Upload-Checksum is an algorithm of {', '.join(ALGORITHMS)}, a space, and base64.")
-    try:
-        digest = base64.b64decode(value, validate=True)
-    except binascii.Error:
-        digest = b""
+    digest = _base64(value) or b""
     if len(digest) != hashlib.new(algorithm, usedforsecurity=False).digest_size:
         raise Refusal(400, f"The {algorithm} digest in Upload-Checksum has another length.")
     return algorithm, digest
@@ -302,20 +312,30 @@ def _wanted(request: web.Request, namespace: str, name: str) -> Wanted:
 def _metadata(request: web.Request) -> str | None:
     """What the sender says of its file, as it says it. Raises Refusal for what is no metadata, or too much."""
     header = request.headers.get("Upload-Metadata", "").strip()
-    keys = list[str]()
-    for pair in header.split(",") if header else ():
-        match = _PAIR.fullmatch(pair.strip())
-        try:
-            base64.b64decode(match[2] or "", validate=True) if match else None
-        except binascii.Error:
-            match = None
-        if not match:
-            raise Refusal(400, "Upload-Metadata has pairs of a key and base64, with commas between them.")
-        keys.append(match[1])
-    if len(header) > METADATA_LENGTH or len(keys) > _PAIRS or len(keys) > len(set(keys)):
+    count = header.count(",") + 1 if header else 0
+    if len(header) > METADATA_LENGTH or count > _PAIRS or count > len(_pairs(header)):
         text = f"Upload-Metadata has at most {METADATA_LENGTH} characters and {_PAIRS} keys, each of them once."
         raise Refusal(400, text)
     return header or None
+
+
+def _pairs(header: str | None) -> dict[str, bytes]:
+    """What stands in it. Raises Refusal."""
+    found = dict[str, bytes]()
+    for pair in header.split(",") if header else ():
+        match = _PAIR.fullmatch(pair.strip())
+        if not match or (value := _base64(match[2] or "")) is None:
+            raise Refusal(400, "Upload-Metadata has pairs of a key and base64, with commas between them.")
+        found[match[1]] = value
+    return found
+
+
+def _base64(text: str) -> bytes | None:
+    """What is in it; None if it is none."""
+    try:
+        return base64.b64decode(text, validate=True)
+    except binascii.Error:
+        return None
 
 
 def keep_parts(refs: Sequence[StoreRef]) -> None:
