@@ -26,6 +26,7 @@ from glimpse.testing.faults import Reply, Server
 from servers import wait_until
 from servers.glimpse import Glimpse, Program
 from servers.kube import Cluster, Kube, Object
+from servers.processes import children
 
 IMAGES: Final = 50
 KILLS: Final = 5
@@ -143,8 +144,8 @@ class Run:
             self.glimpse.launch(program)
             # Nobody waits for it here: killed again before it is ready, it must come back all the same.
         else:
-            runners = _children(self.glimpse.processes["operator"].pid)
-            victims = runners if victim == "runner" else [c for r in runners for c in _children(r)]
+            runners = children(self.glimpse.processes["operator"].pid)
+            victims = runners if victim == "runner" else [c for r in runners for c in children(r)]
             if not victims:
                 return
             with contextlib.suppress(ProcessLookupError):
@@ -212,12 +213,6 @@ class Run:
         left_over = [p.name for part in ("objects", "attempts") for p in (self.store / part).iterdir()]
         self.report.faults += [f"{name} is left over after the deletion" for name in left_over]
         self.cluster.request("DELETE", f"/apis/glimpse.dev/v1alpha1/imagestores/kills-{self.report.seed}")
-
-
-def _children(pid: int) -> list[int]:
-    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-    return []
 
 
 def main() -> int:

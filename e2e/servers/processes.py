@@ -27,6 +27,16 @@ def _born(pid: int) -> int | None:
     return None if state in "ZX" else int(rest[18])
 
 
+def children(pid: int) -> list[int]:
+    """The processes that any thread of a process has started, and that still run; none if it has ended."""
+    found, ended = list[int](), contextlib.suppress(FileNotFoundError, ProcessLookupError)
+    with ended:
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            with ended:  # a thread may, between two looks
+                found += map(int, (task / "children").read_text().split())
+    return found
+
+
 @dataclass
 class Process:
     """One process, its own child or a stranger's."""

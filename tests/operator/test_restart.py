@@ -16,6 +16,7 @@ from glimpse.testing.faults import Reply, Server
 from servers import wait_until
 from servers.glimpse import Glimpse, Program
 from servers.kube import Kube
+from servers.processes import children
 from servers.shelf import ask
 
 ONE, TWO = content(1), content(2)
@@ -56,13 +57,6 @@ def ends_well(tenant: Tenant, store: str, *, tries: int) -> None:
     assert len(tenant.web.asked("/going")) == tries
     tenant.download(tenant.link("done"), body=TWO)
     tenant.download(tenant.link("going"), body=ONE)
-
-
-def children(pid: int) -> list[int]:
-    """The processes that a process has started and that still run."""
-    return [
-        int(child) for task in Path(f"/proc/{pid}/task").iterdir() for child in (task / "children").read_text().split()
-    ]
 
 
 def warm(glimpse: Glimpse) -> int:

@@ -12,10 +12,10 @@ from urllib.parse import urlsplit
 
 from tests.operator.conftest import SETTINGS
 from tests.operator.support import Tenant
-from tests.operator.test_restart import children
 
 from servers import wait_until
 from servers.glimpse import Glimpse
+from servers.processes import children
 from servers.shelf import Answer, ask
 
 VERSION = {"Tus-Resumable": "1.0.0"}

@@ -9,6 +9,7 @@ import pytest
 
 from servers.glimpse import Glimpse
 from servers.kube import Cluster, Kube
+from servers.processes import children
 from servers.require import require
 from servers.tools import Missing
 
@@ -63,10 +64,8 @@ def test_a_kill_leaves_no_child(glimpse: Glimpse) -> None:
 
 
 def _descendants(pid: int) -> set[int]:
-    children = {
-        int(child) for task in Path(f"/proc/{pid}/task").iterdir() for child in (task / "children").read_text().split()
-    }
-    return children.union(*(_descendants(child) for child in children))
+    found = set(children(pid))
+    return found.union(*map(_descendants, found))
 
 
 def _await_end(pid: int) -> None:
