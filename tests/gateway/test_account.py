@@ -7,7 +7,7 @@ import pytest
 
 from glimpse.api.image import Image
 from glimpse.api.upload import ImageUpload
-from glimpse.gateway.account import Account
+from glimpse.gateway.account import Account, Taken
 from glimpse.gateway.refusals import Refusal
 from glimpse.kube import IMAGE, UPLOAD, Gone, Kube
 from glimpse.problems import ChecksumMismatch, Problem, StoreUnavailable
@@ -66,26 +66,35 @@ async def test_another_one_asks(kube: Kube, account: Account) -> None:
     assert (await read(kube, account)).status.holder is None
 
 
-@pytest.mark.parametrize("change", [{"holder": "second"}, {"holder": "first", "outcome": "Failed"}])
-async def test_in_other_hands(kube: Kube, account: Account, change: dict[str, str]) -> None:
-    """What another has taken over, or ended, is not written to."""
+@pytest.mark.parametrize(
+    ("change", "kind"),
+    [
+        ({"holder": "second"}, Taken),
+        ({"outcome": "Stored"}, Taken),
+        ({"outcome": "Failed"}, Gone),
+        ({"holder": "first", "outcome": "Failed"}, Gone),
+    ],
+)
+async def test_in_other_hands(kube: Kube, account: Account, change: dict[str, str], kind: type[Gone]) -> None:
+    """What another has taken over, or ended, is not written to, and which of both it was is told."""
     obj = await kube.get(UPLOAD, account.name, account.namespace)
     await kube.patch_status(UPLOAD, obj, {"observedGeneration": 1, **change})
     before = await read(kube, account)
     account.renew(held=LONG)
-    with pytest.raises(Gone):
+    with pytest.raises(Gone) as raised:
         await account.write()
+    assert raised.type is kind
     assert (await read(kube, account)).status == before.status
 
 
 async def test_what_ends_badly(kube: Kube, account: Account) -> None:
-    """It says why, and is held by nobody."""
+    """It says why, in words that others go on after, and is held by nobody."""
     with pytest.raises(Refusal):
         async with account.ending():
-            raise Refusal(409, "changed meanwhile")
+            raise Refusal(409, "It was changed meanwhile.")
     status = (await read(kube, account)).status
     assert status.failure
-    assert (status.outcome, status.failure.message, status.holder) == ("Failed", "changed meanwhile", None)
+    assert (status.outcome, status.failure.message, status.holder) == ("Failed", "It was changed meanwhile", None)
 
 
 @pytest.mark.parametrize(

@@ -58,7 +58,7 @@ async def test_a_revision_that_is_taken_away() -> None:
     waiting = asyncio.create_task(granted.image())
     await asyncio.sleep(0)
     followed.learn(image(3, 5, NEW, observed=5, uid="u-2"))
-    with pytest.raises(Unwanted):
+    with pytest.raises(Unwanted, match="Another upload for this image has taken the place of yours"):
         await waiting
     assert Grant.now(followed, "u-1") is None
 
@@ -71,7 +71,7 @@ async def test_a_revision_that_is_taken_away() -> None:
             ("Reconciling", "True", "ProgressingWithRetry", "StoreFull: /srv is full"),
             ": StoreFull: a store has no room",
         ),
-        (("Stalled", "True", "InvalidPin", "spec.revisions.pin is 7"), ": InvalidPin: spec.revisions.pin is 7"),
+        (("Stalled", "True", "InvalidPin", "spec.revisions.pin is 7"), r": InvalidPin: spec.revisions.pin is 7\.$"),
         (("Ready", "True", "Stored", "revision 1 is in /srv"), r" at the moment\.$"),
         (("Ready", "False", "WaitingForUpload", "/srv waits"), r" at the moment\.$"),
     ],
@@ -88,6 +88,7 @@ async def test_an_image_that_takes_none(
         await Grant.wait(followed, "u-1")
     assert refused.value.status == 503
     assert "/srv" not in refused.value.detail
+    assert refused.value.detail.endswith(".")
 
 
 def hindered(kind: str, status: str, reason: str, message: str) -> dict[str, Any]:

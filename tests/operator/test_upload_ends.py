@@ -4,11 +4,12 @@ import os
 import signal
 import socket
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.client import HTTPConnection, RemoteDisconnected
 from pathlib import Path
+from typing import Final
 from urllib.parse import urlsplit
 
 import pytest
@@ -101,6 +102,62 @@ def test_a_gateway_that_is_killed(tenant: Tenant, sender: str, tmp_path: Path) -
     clean(tenant, store)
 
 
+def expire(tenant: Tenant, name: str) -> None:
+    """An upload has had no word of its gateway for too long."""
+    path = f"{tenant.cluster.path(tenant.ref(name, 'ImageUpload'))}/status"
+    past = {"status": {"expiresAt": "2026-01-01T00:00:00Z"}}
+    tenant.cluster.request("PATCH", path, past, content_type="application/merge-patch+json")
+
+
+TAKEN_AWAY: Final[dict[str, tuple[Callable[[Tenant, str], object], str]]] = {
+    "deleted": (lambda tenant, _: tenant.delete("a"), "create it again, then upload"),
+    "suspended": (lambda tenant, _: tenant.edit("a", suspend=True), "unset spec.suspend, then upload again"),
+    "edited": (lambda tenant, _: tenant.edit("a", checksum={"digest": digest(b"x")}), "The image was changed"),
+    "elsewhere": (
+        lambda tenant, _: tenant.edit("a", source={"http": {"urls": [tenant.web.url("/x")]}}),
+        "from elsewhere",
+    ),
+    "removed": (lambda tenant, name: tenant.delete(name, "ImageUpload"), "its ImageUpload was removed"),
+    "expired": (expire, "has expired"),
+}
+"""What is done to an image or an upload, and what its sender must hear."""
+
+
+@pytest.mark.parametrize("by_tus", [False, True], ids=["PUT", "tus"])
+@pytest.mark.parametrize("how", TAKEN_AWAY)
+def test_an_upload_that_is_taken_away(tenant: Tenant, sender: str, by_tus: bool, how: str) -> None:
+    """Its sender hears what has happened to it, and what he can do; nothing of it is left."""
+    store = tenant.store()
+    waiting(tenant, "a", store)
+    take_away, words = TAKEN_AWAY[how]
+    tus = Tus(tenant, "a", sender)
+    with tus.begun(len(DATA)).sending(0, len(DATA)) if by_tus else half(tenant, sender) as connection:
+        if by_tus:
+            connection.send(DATA[:HALF])
+            wait_until("the bytes", lambda: tus.offset() == HALF, timeout=60)
+        (upload,) = uploads(tenant)
+        take_away(tenant, upload["metadata"]["name"])
+        if not by_tus:  # who sends more hears it then
+            tenant.wait("a", lambda o: not o or "upload" not in o["status"].get("pending", {}))
+            with suppress(OSError):
+                connection.send(DATA[HALF:])
+        answer = answered(connection)
+    assert answer.status in (404, 409)
+    assert words in detail(answer)
+    no_more(tenant)
+    wait_until("an empty store", lambda: tenant.leftover(store) == [], timeout=60)
+
+
+def test_an_image_that_is_deactivated_meanwhile(tenant: Tenant, sender: str) -> None:
+    """An upload that has begun goes on: only downloads are shut off."""
+    waiting(tenant, "a")
+    with half(tenant, sender) as connection:
+        tenant.edit("a", deactivated=True)
+        tenant.wait("a", lambda o: o["status"]["observedGeneration"] == o["metadata"]["generation"])
+        connection.send(DATA[HALF:])
+        assert answered(connection).status == 201
+
+
 def test_a_sender_that_is_gone_before_his_turn(tenant: Tenant, sender: str, tmp_path: Path) -> None:
     """Nobody is left to be told to send: that is an upload that broke off, and no fault of the gateway's."""
     waiting(tenant, "a")
@@ -127,6 +184,8 @@ def test_a_sender_that_falls_silent(tenant: Tenant, sender: str, tmp_path: Path,
         else:
             with half(other, sender) as connection:
                 answer = answered(connection)
+            said = "UploadFailed: Nothing came for 2 s; send the bytes again"
+            tenant.wait("a", lambda o: said in condition(o, "Ready").get("message", ""))
         assert (answer.status, "Nothing came for 2 s" in detail(answer)) == (408, True)
         if by_tus:
             at = tus.offset()
@@ -178,6 +237,7 @@ def test_a_store_without_room(tenant: Tenant, sender: str, tmp_path: Path) -> No
         answer = send(tenant, "a", content(12, 30 << 20), sender)
         assert (answer.status, answer.headers["Retry-After"]) == (507, "5"), answer.body
         assert detail(answer).partition(":")[0] == "StoreFull"
+        assert detail(answer).endswith("log.")
         assert str(folder) not in detail(answer)
         no_more(tenant)
         tenant.wait(store, lambda o: condition(o, "Ready").get("status") == "True", kind="ImageStore")

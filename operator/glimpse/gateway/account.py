@@ -22,6 +22,10 @@ from glimpse.problems import Problem
 log: Final = logging.getLogger(__name__)
 
 
+class Taken(Gone):
+    """It is in other hands."""
+
+
 class Account:
     """What is said of one upload, by the one replica that has it in hand."""
 
@@ -80,7 +84,7 @@ class Account:
             raise
 
     async def write(self) -> None:
-        """Write down what is said. Raises Gone if the upload is over or in other hands, ApiError."""
+        """Write down what is said. Raises Taken, Gone if the upload is over, ApiError."""
         async with self._turn:
             while True:
                 holder = self.status.holder
@@ -89,8 +93,10 @@ class Account:
                 except Conflict:
                     self._obj = await self._kube.get(UPLOAD, self.name, self.namespace)
                     now = ImageUpload.model_validate(self._obj)
-                    if now.metadata.uid != self.uid or now.status.outcome or now.status.holder != self._holder:
-                        raise Gone(f"the upload {self.name} is over, or in other hands") from None
+                    if now.metadata.uid != self.uid or now.status.outcome == "Failed":
+                        raise Gone(f"the upload {self.name} is over") from None
+                    if now.status.outcome or now.status.holder != self._holder:
+                        raise Taken(f"the upload {self.name} is in other hands") from None
                 else:
                     self._holder = holder
                     return
@@ -124,7 +130,7 @@ class Account:
         if isinstance(error, Problem):
             reason, message = error.reason, said(error.reason, error.message)
         elif isinstance(error, Refusal):
-            message = error.detail
+            message = error.detail.removesuffix(".")  # the Image's message goes on after it
         failure = UploadFailure(reason=reason, message=message[:2048])
         self.release()
         self.status = self.status.but(outcome="Failed", failure=failure, expires_at=datetime.now(UTC))

@@ -12,8 +12,8 @@ from pydantic import ValidationError
 from glimpse.api.base import Condition
 from glimpse.api.image import HistoryEntry, Image, Pending
 from glimpse.gateway.follow import Followed
-from glimpse.gateway.refusals import LATER, NOT_FOUND, Refusal, said
-from glimpse.kube import Object
+from glimpse.gateway.refusals import LATER, NOT_FOUND, Refusal, said, sentence
+from glimpse.kube import IMAGE, ApiError, Gone, Kube, Object
 
 log: Final = logging.getLogger(__name__)
 
@@ -31,7 +31,8 @@ OTHER: Final = (
     "Another upload for this image is under way. If it was given up, end it: kubectl get imageuploads shows it, "
     "kubectl delete imageupload ends it, and so does a new upload when no request has come for it for some minutes."
 )
-CHANGED: Final = "The image was changed while its bytes were uploaded; upload them again."
+CHANGED: Final = "The image was changed while its bytes were uploaded: they were for what it said before; upload again."
+ENDED: Final = "The upload was ended: its ImageUpload was removed, has expired, or gave way to a new one; upload again."
 
 
 class Unwanted(Refusal):
@@ -41,17 +42,19 @@ class Unwanted(Refusal):
 class Grant:
     """The revision of one upload."""
 
-    def __init__(self, followed: Followed, uid: str, pending: Pending) -> None:
-        """`uid`: of the upload; `pending`: its revision in the making."""
+    def __init__(self, followed: Followed, uid: str, pending: Pending, image: Image) -> None:
+        """`uid`: of the upload; `pending`: its revision in the making; `image`: that has it."""
         self._followed, self._uid = followed, uid
         self.pending = pending
+        self._image, self._generation = image.metadata, image.status.observed_generation
         self._looked: Object | None = None
 
     @classmethod
     def now(cls, followed: Followed, uid: str) -> "Grant | None":
         """If there is one already. Raises Refusal."""
-        pending = understood(followed.obj).status.pending
-        return cls(followed, uid, pending) if pending and pending.upload and pending.upload.uid == uid else None
+        image = understood(followed.obj)
+        pending = image.status.pending
+        return cls(followed, uid, pending, image) if pending and pending.upload and pending.upload.uid == uid else None
 
     @classmethod
     async def wait(cls, followed: Followed, uid: str) -> "Grant":
@@ -66,14 +69,14 @@ class Grant:
             why = _hindrance(image)
             if why and (why.type == "Stalled" or why.reason == RETRYING):
                 break  # nothing begins before that is mended
-        text = "."
+        text = "The image cannot take an upload at the moment"
         if why:
             reason, message = why.reason, why.message
             if reason == RETRYING:  # of what, its message says
                 reason, _, message = message.partition(": ")
             log.warning("no upload may begin: %s: %s", reason, message)
-            text = f": {reason}: {said(reason, message)}"
-        raise Refusal(503, f"The image cannot take an upload at the moment{text}", retry_after=LATER)
+            text += f": {reason}: {said(reason, message)}"
+        raise Refusal(503, sentence(text), retry_after=LATER)
 
     async def image(self) -> Image:
         """The Image that the revision is for, with the spec that the operator has given it for. Raises Refusal.
@@ -86,17 +89,28 @@ class Grant:
         raise Refusal(503, text, retry_after=LATER)
 
     def _agreed(self, obj: Object | None) -> Image | None:
-        image = understood(obj)
-        self._still(image)
+        image = self._still(obj)
         return image if image.status.observed_generation == image.metadata.generation else None
 
     def check(self) -> None:
         """Raises Refusal if the operator has changed its mind. Looks only at what is new."""
         if self._followed.obj is not self._looked:
             self._looked = self._followed.obj
-            if self._looked is None:
-                raise Unwanted(404, NOT_FOUND)
-            self._still(understood(self._looked))
+            self._still(self._looked)
+
+    async def look(self, kube: Kube) -> None:
+        """The same, with the image as it is now: when the account of an upload is gone, it says why if anything does.
+
+        Raises Refusal.
+        """
+        try:
+            self._followed.learn(await kube.get(IMAGE, self._image.name, self._image.namespace))
+        except Gone:
+            self._followed.learn(None)
+        except ApiError as error:
+            log.warning("why an upload has ended cannot be asked: %s", error.message)
+        self._looked = None
+        self._still(self._followed.obj)
 
     async def promoted(self) -> HistoryEntry:
         """Wait until what was stored is a revision. Raises Refusal."""
@@ -106,16 +120,32 @@ class Grant:
         raise Refusal(503, text, retry_after=math.ceil(PROMOTE))
 
     def _there(self, obj: Object | None) -> HistoryEntry | None:
-        image = understood(obj)
-        if entry := revision(image, self.pending.revision):
+        if obj is not None and (entry := revision(understood(obj), self.pending.revision)):
             return entry
-        self._still(image)
+        self._still(obj)
         return None
 
-    def _still(self, image: Image) -> None:
-        now = image.status.pending
-        if not (now and now.upload and (now.upload.uid, now.revision) == (self._uid, self.pending.revision)):
-            raise Unwanted(409, CHANGED)
+    def _still(self, obj: Object | None) -> Image:
+        """The Image, if its revision is still this upload's. Raises Refusal that says why not, and the way out."""
+        where = f"The image {self._image.namespace}/{self._image.name}"
+        if obj is None or obj["metadata"]["uid"] != self._image.uid:
+            raise Unwanted(404, f"{where} was deleted while its bytes were uploaded; create it again, then upload.")
+        image = understood(obj)
+        now, generation = image.status.pending, image.status.observed_generation
+        if now and now.upload and (now.upload.uid, now.revision) == (self._uid, self.pending.revision):
+            self._generation = generation
+            return image
+        if image.metadata.deletion_timestamp:
+            text = f"{where} is being deleted; create it again, then upload."
+        elif image.spec.suspend:
+            text = f"{where} was suspended while its bytes were uploaded; unset spec.suspend, then upload again."
+        elif not image.spec.source.upload:
+            text = f"{where} takes no uploads any more: its bytes come from elsewhere; set spec.source to upload."
+        elif now and now.upload:
+            text = "Another upload for this image has taken the place of yours. Wait for its end, then upload again."
+        else:
+            text = ENDED if generation == self._generation else CHANGED
+        raise Unwanted(409, text)
 
 
 def _hindrance(image: Image) -> Condition | None:

@@ -22,7 +22,7 @@ from glimpse.gateway.admission import Admission
 from glimpse.gateway.beginnings import Beginnings
 from glimpse.gateway.catalog import Catalog
 from glimpse.gateway.ranges import matches
-from glimpse.gateway.refusals import LATER, NOT_FOUND, Refusal, away, said
+from glimpse.gateway.refusals import LATER, NOT_FOUND, Refusal, away, said, sentence
 from glimpse.gateway.turns import Turns
 from glimpse.kube import IMAGE, ApiError, Gone, Kube, Object
 from glimpse.problems import (
@@ -310,4 +310,5 @@ def told(problem: Problem) -> Refusal:
     status = status or (422 if problem.permanent else 503)
     later = LATER if status in (503, 507) else None
     log.warning("an upload has failed: %s: %s", problem.reason, problem.message)
-    return Refusal(status, f"{problem.reason}: {said(problem.reason, problem.message)}", retry_after=later)
+    text = sentence(f"{problem.reason}: {said(problem.reason, problem.message)}")
+    return Refusal(status, text, retry_after=later)

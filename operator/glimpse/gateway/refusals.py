@@ -107,4 +107,9 @@ def incomplete() -> Refusal:
 def said(reason: str, message: str) -> str:
     """What a sender hears of a Problem: all that is wrong with his bytes, and of ours what kind of trouble it is."""
     words = next((text for kind, text in _OURS.items() if kind.reason == reason), None)
-    return f"{words}; an administrator finds more in the gateway's log." if words else message
+    return f"{words}; an administrator finds more in the gateway's log" if words else message
+
+
+def sentence(text: str) -> str:
+    """With a period: what a Problem says goes on in conditions, and ends here."""
+    return text if text.endswith((".", "!", "?")) else f"{text}."

@@ -15,11 +15,11 @@ from pydantic import ValidationError
 
 from glimpse.api.image import HistoryEntry, Image
 from glimpse.api.upload import ImageUpload
-from glimpse.gateway.account import Account
+from glimpse.gateway.account import Account, Taken
 from glimpse.gateway.feed import Feed
-from glimpse.gateway.grant import CHANGED, Grant, Unwanted, revision, understood
+from glimpse.gateway.grant import CHANGED, ENDED, Grant, Unwanted, revision, understood
 from glimpse.gateway.intake import Intake, Patience, Wanted, told
-from glimpse.gateway.refusals import LATER, SOON, Refusal, away
+from glimpse.gateway.refusals import LATER, SOON, Refusal, away, sentence
 from glimpse.kube import UPLOAD, ApiError, Conflict, Gone, Object
 from glimpse.problems import Problem
 from glimpse.tasks import Fetch
@@ -36,12 +36,18 @@ KEPT: Final = timedelta(minutes=5)
 """How long the end of an upload can be asked for."""
 SILENT: Final = 5.0
 """Seconds of silence after which a sender gives way to another request: its connection may be long gone."""
-LOST: Final = "There is no such upload: it has ended or expired, or never was. The status of its image says more."
+LOST: Final = "There is no such upload: it has ended or expired, or never was. Its image says more; begin another one."
 
 
 def locked() -> Refusal:
     """Somebody else has it."""
     return Refusal(423, "Another request is at work on this upload.", retry_after=SOON)
+
+
+def taken() -> Refusal:
+    """Another replica has it."""
+    text = "Another replica of the gateway has taken this upload over; ask by HEAD how far it is, then go on."
+    return Refusal(409, text, retry_after=SOON)
 
 
 class Session:
@@ -93,7 +99,7 @@ class Session:
             except ApiError as error:
                 raise away() from error
         if not self.entry:
-            self._check()
+            await self._check()
 
     async def _acquire(self, found: Image) -> None:
         loop, kube = asyncio.get_running_loop(), self._intake.kube
@@ -135,7 +141,7 @@ class Session:
         if not upload.spec.resumable or upload.spec.image_uid != found.metadata.uid:
             raise Refusal(404, LOST)
         if failure := upload.status.failure:
-            raise Refusal(410, f"The upload came to nothing: {failure.reason}: {failure.message}")
+            raise Refusal(410, sentence(f"The upload came to nothing: {failure.reason}: {failure.message}"))
         if upload.status.outcome is None and upload.expires <= datetime.now(UTC):
             raise Refusal(410, "The upload has expired: nothing of it has come for too long. Begin another one.")
         return upload
@@ -158,12 +164,12 @@ class Session:
         self.account = Account(self._intake.kube, await self._intake.kube.get(UPLOAD, self._upload, self._namespace))
         self.offset, self.over = upload.spec.size or 0, True
 
-    def _judge(self) -> Refusal | None:
+    async def _judge(self) -> Refusal | None:
         """Why it can become nothing any more, or is not ours; None: all is well."""
         assert self._grant  # noqa: S101 - it is ours
         if self._why is None:
             if self._object.obj is None:
-                self._why = Unwanted(404, LOST)
+                self._why = await self._ended()
             else:
                 try:
                     self._grant.check()
@@ -172,9 +178,18 @@ class Session:
         self.over = self.over or self._why is not None
         return self._why
 
-    def _check(self) -> None:
+    async def _ended(self) -> Refusal:
+        """Why there is no account of it any more."""
+        assert self._grant  # noqa: S101 - the same
+        try:
+            await self._grant.look(self._intake.kube)
+        except Refusal as refusal:
+            return refusal
+        return Unwanted(404, ENDED)
+
+    async def _check(self) -> None:
         """Raises Refusal if it can become nothing any more, or is not ours."""
-        if why := self._judge():
+        if why := await self._judge():
             raise why
 
     # -- bytes
@@ -214,7 +229,7 @@ class Session:
 
     async def write(self, data: bytes) -> None:
         """Hand on the next bytes. Raises Refusal."""
-        self._check()
+        await self._check()
         assert self._feed  # noqa: S101 - it was opened
         assert self.account  # noqa: S101 - the same
         sent = False
@@ -273,8 +288,10 @@ class Session:
         assert self.account  # noqa: S101 - it was taken
         try:
             await self.account.write()
+        except Taken:
+            raise taken() from None
         except (Gone, Conflict):
-            raise Refusal(409, CHANGED) from None
+            raise await self._ended() from None
         except ApiError as error:
             raise away() from error
 
@@ -319,7 +336,7 @@ class Session:
         due = loop.time() + RENEW
         while self.account and not self.over and self._why is None:
             self._wake.clear()
-            if self._judge() or (not self.busy and (self.asked or loop.time() >= self.since + deadline)):
+            if await self._judge() or (not self.busy and (self.asked or loop.time() >= self.since + deadline)):
                 break
             if loop.time() >= due:
                 due = loop.time() + RENEW
@@ -337,9 +354,10 @@ class Session:
         self.account.renew(lives=self._expiry, held=LEASE)
         try:
             await self.account.write()
+        except Taken:
+            self._why, self.over = taken(), True
         except Gone:
-            self._why = Refusal(409, "Another replica of the gateway has taken this upload over.", retry_after=SOON)
-            self.over = True
+            self._why, self.over = await self._ended(), True
         except ApiError as error:
             log.warning("upload %s: %s", self._upload, error.message)
 

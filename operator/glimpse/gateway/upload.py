@@ -18,7 +18,7 @@ from glimpse.api.image import HistoryEntry
 from glimpse.gateway.account import Account
 from glimpse.gateway.beginnings import Begun
 from glimpse.gateway.feed import Feed
-from glimpse.gateway.grant import CHANGED, Grant, Unwanted, understood
+from glimpse.gateway.grant import ENDED, Grant, Unwanted, understood
 from glimpse.gateway.intake import Intake, Wanted, go_on, told, wait
 from glimpse.gateway.paths import SERVED, image
 from glimpse.gateway.refusals import Refusal, away
@@ -78,7 +78,8 @@ class Upload:
         try:
             await account.write()
         except (Gone, Conflict):
-            raise Refusal(409, CHANGED) from None
+            await grant.look(self._intake.kube)
+            raise Refusal(409, ENDED) from None
         except ApiError as error:
             raise away() from error
         return await grant.promoted()
