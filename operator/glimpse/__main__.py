@@ -8,10 +8,12 @@ import os
 import re
 import sys
 from importlib.metadata import version
+from itertools import takewhile
 
 from pydantic import ValidationError
 from pydantic_settings import SettingsError
 
+from glimpse.given import wrong
 from glimpse.settings import Settings, unknown
 
 
@@ -64,15 +66,19 @@ def _crds() -> int:
 
 
 def _faults(error: ValidationError | SettingsError) -> str:
-    """Which variables are wrong, and how; not their values."""
+    """Which variables are wrong, and how. No setting is a secret."""
     if isinstance(error, ValidationError):
-        faults = error.errors(include_url=False, include_input=False)
-        return "; ".join(f"GLIMPSE_{'__'.join(map(str, fault['loc'])).upper()}: {fault['msg']}" for fault in faults)
+        return "; ".join(dict.fromkeys(f"GLIMPSE_{_name(fault['loc'])}: {wrong(fault)}" for fault in error.errors()))
     # It names a field of the first level only, so all variables of it are named.
     field = re.search('field "(\\w+)"', str(error))
     start = f"GLIMPSE_{field[1]}" if field else "GLIMPSE_"
     names = sorted(name.upper() for name in os.environ if name.upper().startswith(start.upper()))
     return f"{', '.join(names)}: lists and groups are written as JSON"
+
+
+def _name(loc: tuple[int | str, ...]) -> str:
+    """Of the variable; without an entry's number in its list, and the way in which that was read."""
+    return "__".join(str(part) for part in takewhile(lambda part: isinstance(part, str), loc)).upper()
 
 
 if __name__ == "__main__":

@@ -14,7 +14,8 @@ from glimpse.api.base import Duration, Model
 from glimpse.gateway.admission import Admission
 from glimpse.gateway.links import OFF, Links, Terms
 from glimpse.gateway.paths import LINKS, image
-from glimpse.gateway.refusals import Refusal
+from glimpse.gateway.refusals import Refusal, sentence
+from glimpse.given import wrong
 
 LIFE: Final = 3600.0
 """Seconds that a link lives if nothing else is asked for."""
@@ -33,6 +34,11 @@ class Wish(Model):
     uid: Annotated[str, Field(max_length=64)] | None = None
     """Of the Image, if the caller wants to be sure."""
     method: Literal["GET", "HEAD"] = "GET"
+
+
+_KNOWN: Final = tuple(field.alias or name for name, field in Wish.model_fields.items())
+_FIELD: Final = 64
+"""Characters of a field's name that are shown."""
 
 
 class Linking:
@@ -80,7 +86,9 @@ class Linking:
         try:
             return Wish.model_validate(json.loads(body) if body.strip() else {})
         except ValidationError as error:
-            what = error.errors(include_input=False, include_url=False)[0]
-            raise Refusal(400, f"{'.'.join(map(str, what['loc'])) or 'body'}: {what['msg']}") from None
+            fault = error.errors()[0]
+            field = str(fault["loc"][0])[:_FIELD] if fault["loc"] else "body"
+            known = f" Known are {', '.join(_KNOWN)}." if fault["type"] == "extra_forbidden" else ""
+            raise Refusal(400, sentence(f"{field}: {wrong(fault)}") + known) from None
         except (ValueError, RecursionError):
             raise Refusal(400, "The body must be a JSON object, or empty.") from None
