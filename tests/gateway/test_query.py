@@ -172,6 +172,7 @@ def test_visibility(visibility: str, members: list[str], seen: str, asked: bool)
         ([("limit", "0")], "limit must be a number from 1 to 1000"),
         ([("limit", "1001")], "limit must"),
         ([("limit", "9" * 1000)], "limit must"),
+        ([("limit", "000000001001")], "limit must"),
         ([("limit", "-1")], "limit must"),
         ([("limit", "²")], "limit must"),
         ([("limit", "1"), ("limit", "2")], "limit may be given once"),

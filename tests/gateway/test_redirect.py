@@ -231,8 +231,12 @@ def test_streamed(scene: Scene) -> None:
     """
     image = scene.image(DATA, store=scene.store("radosgw"))
     etag = scene.get(image, method="HEAD").headers["ETag"]
-    for query in ("", "?redirect=false", "?redirect=", "?redirect=1", "?redirected=true"):
+    for query in ("", "?redirect=false", "?redirected=true"):
         assert scene.get(image, query).status == 200
+    for query in ("?redirect=", "?redirect=1", "?redirect=maybe", "?redirect=true&redirect=false"):
+        answer = scene.get(image, query)
+        assert (answer.status, b"redirect must be true or false" in answer.body) == (400, True)
+        assert scene.get(image, f".sha256{query}").status == 400
     assert scene.get(image, method="HEAD").status == 200
     assert scene.get(image, ".sha256?redirect=true").status == 200
     basic = "Basic " + base64.b64encode(f"any:{scene.token}".encode()).decode()
@@ -354,3 +358,4 @@ def test_modes(scene: Scene, tmp_path: Path, mode: str, url: str, statuses: list
         query = "" if mode == "always" else "?redirect=true"
         assert [there.get(image, query).status for image in images] == statuses
         assert [there.get(image, "?redirect=false").status for image in images] == [200, 200]
+        assert [there.get(image, "?redirect=maybe").status for image in images] == [400, 400]

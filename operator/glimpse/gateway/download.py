@@ -17,7 +17,7 @@ from glimpse.gateway.parts import Body, body
 from glimpse.gateway.paths import CHECKSUMS, REVISION, SERVED, Asked
 from glimpse.gateway.ranges import Span, Unsatisfiable, parse_ranges, precondition, range_applies
 from glimpse.gateway.reading import Reading
-from glimpse.gateway.redirect import Redirects
+from glimpse.gateway.redirect import Redirects, wish
 from glimpse.gateway.refusals import LATER, NOT_FOUND, Refusal
 from glimpse.gateway.sending import Sending
 
@@ -40,6 +40,7 @@ class Downloads:
 
     async def _serve(self, request: web.Request) -> web.StreamResponse:
         asked, entry, revision = await self._admission.admit(request)
+        wish(request)  # also where nobody is led on: what is mistyped would seem to work
         if asked.checksum:
             return _checksum(request, revision, asked, asked.checksum)
         return await self._image(request, asked, entry, revision)

@@ -83,6 +83,11 @@ _RANGES: Final = (
     _header("If-Range", "The range counts only if this is the ETag or the date; else the whole is sent."),
 )
 _UID: Final = _query("uid", "The Image's uid, as in `status.artifact.url`.", {"type": "string"})
+_REDIRECT: Final = _query(
+    "redirect",
+    "Whether the answer may lead to the store's own server.",
+    {"type": "string", "enum": ["true", "false"]},
+)
 _BYTES: Final = {
     "ETag": "The digest of the bytes.",
     "Last-Modified": "When they were stored.",
@@ -165,8 +170,8 @@ SAID: Final[Mapping[tuple[str, str], Said]] = {
     ("GET", _SERVED): Said(
         "The revision that is served",
         _FILE,
-        (*_DENIED, 412, 416),
-        (*_CONDITIONS, *_WISHES, *_RANGES),
+        (400, *_DENIED, 412, 416),
+        (_REDIRECT, *_CONDITIONS, *_WISHES, *_RANGES),
         words=_NAMES,
         public=True,
     ),
@@ -177,6 +182,7 @@ SAID: Final[Mapping[tuple[str, str], Said]] = {
         (
             _UID,
             *(_query(name, "Of a signed link.", {"type": "string"}) for name in ("expires", "key")),
+            _REDIRECT,
             *_CONDITIONS,
             *_WISHES,
             *_RANGES,

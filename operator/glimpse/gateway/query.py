@@ -86,7 +86,7 @@ class Query:
         if sort.removeprefix("-") not in SORTS:
             raise Refusal(400, f"sort must be one of {', '.join(SORTS)}, with '-' before it for the other way round.")
         limit = values.get("limit", [str(LIMIT)])[0]
-        if not limit.isascii() or not limit.isdecimal() or not 0 < int(limit[:9]) <= MOST:
+        if not limit.isascii() or not limit.isdecimal() or len(limit) > _NUMBER or not 0 < int(limit) <= MOST:
             raise Refusal(400, f"limit must be a number from 1 to {MOST}.")
         namespaces, acting = (frozenset(values.get(name, ())) for name in ("namespace", "as"))
         if len(namespaces) > NAMESPACES or len(acting) > NAMESPACES:

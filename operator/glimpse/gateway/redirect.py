@@ -18,6 +18,7 @@ from glimpse.gateway.copies import OPENING, Threads, Wanted, look
 from glimpse.gateway.links import is_link
 from glimpse.gateway.meters import Meters
 from glimpse.gateway.places import Places
+from glimpse.gateway.refusals import Refusal
 from glimpse.problems import Problem, StoreUnavailable
 from glimpse.storeref import told
 from glimpse.stores import Linkable, Store
@@ -31,6 +32,14 @@ CONDITIONS: Final = ("If-Match", "If-None-Match", "If-Modified-Since", "If-Unmod
 _ASKED: Final[Mapping[str, bool]] = {"true": True, "false": False}
 
 Mode = Literal["off", "asked", "always"]
+
+
+def wish(request: web.Request) -> bool | None:
+    """What the client says of redirects; None if he says nothing. Raises Refusal 400 for what is neither yes nor no."""
+    given = request.query.getall("redirect", [])
+    if not {*given} <= _ASKED.keys() or len(given) > 1:
+        raise Refusal(400, "redirect must be true or false, and may be given once.")
+    return _ASKED[given[0]] if given else None
 
 
 class Redirects:
@@ -82,7 +91,8 @@ class Redirects:
             return False
         if self._mode == "off" or request.method != "GET" or any(name in request.headers for name in CONDITIONS):
             return False
-        return _ASKED.get(request.query.get("redirect", ""), self._mode == "always")
+        said = wish(request)
+        return self._mode == "always" if said is None else said
 
     async def _link(self, store: Store, wanted: Wanted, life: float, file: str) -> str | None:
         """Where the store has just what is wanted. Raises NotFound, DataLost, StoreUnavailable, also after 10 s."""
