@@ -28,7 +28,7 @@ from servers import RUN, Missing, Server, ServerError, tool
 from servers.glimpse import Glimpse
 from servers.kube import Cluster, Kube, Object
 from servers.programs import obtain
-from servers.stores import SERVERS, TYPES, new, place
+from servers.stores import FOLDER, KINDS, SERVERS, TYPES, kinds_of, new, place
 from servers.web import Web
 
 TEAM: Final = "team-a"
@@ -388,11 +388,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("url", nargs="?", help="import this image in place of the local one")
     parser.add_argument("--keep", action="store_true", help="leave everything running")
-    parser.add_argument("--stores", default="", help=f"fill these too, with commas between: {', '.join(SERVERS)}")
+    parser.add_argument("--stores", default="", help=f"fill these too, with commas between: {', '.join(KINDS)}")
     arguments = parser.parse_args()
-    kinds = [kind.strip() for kind in arguments.stores.split(",") if kind.strip()]
-    if unknown := set(kinds) - set(SERVERS):
-        parser.error(f"no such store: {', '.join(sorted(unknown))}; there are {', '.join(SERVERS)}")
+    try:
+        kinds = [kind for kind in kinds_of(arguments.stores) if kind != FOLDER]  # which is filled anyway
+    except ValueError as error:
+        parser.error(str(error))
     if arguments.url and urlsplit(arguments.url).scheme not in {"http", "https"}:
         parser.error("the URL must begin with http:// or https://")
     if arguments.keep and any(RUN.glob("*.json")):

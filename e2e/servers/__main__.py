@@ -19,7 +19,7 @@ from servers.glimpse import Glimpse
 from servers.keystone import Keystone
 from servers.kube import ApiError, Cluster, Kube
 from servers.programs import have, obtain
-from servers.stores import SERVERS, TYPES, new, place
+from servers.stores import FOLDER, KINDS, SERVERS, TYPES, kinds_of, new, place
 from servers.swift import Swift
 from servers.web import Web
 
@@ -58,15 +58,16 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m servers", description=__doc__)
     parser.add_argument("command", choices=["up", "down", "status", "programs", "build"])
     parser.add_argument("names", nargs="*", help=f"of {', '.join(NAMES)}; none means {', '.join(USUAL)}")
-    parser.add_argument("--stores", default="", help=f"further ImageStores, with commas between: {', '.join(SERVERS)}")
+    parser.add_argument("--stores", default="", help=f"further ImageStores, with commas between: {', '.join(KINDS)}")
     arguments = parser.parse_args()
     if unknown := set(arguments.names) - set(NAMES):
         parser.error(f"no such server: {', '.join(sorted(unknown))}")
-    kinds = [kind.strip() for kind in arguments.stores.split(",") if kind.strip()]
-    if unknown := set(kinds) - set(SERVERS):
-        parser.error(f"no such store: {', '.join(sorted(unknown))}; there are {', '.join(SERVERS)}")
+    try:
+        kinds = kinds_of(arguments.stores)
+    except ValueError as error:
+        parser.error(str(error))
     started = {name for name in NAMES if (RUN / f"{name}.json").exists()}
-    wanted = {*(arguments.names or USUAL), *(name for kind in kinds for name in SERVERS[kind])}
+    wanted = {*(arguments.names or USUAL), *(name for kind in kinds for name in SERVERS.get(kind, ()))}
     if arguments.command != "up" and not arguments.names:
         wanted |= started
     names = [name for name in NAMES if name in wanted]
@@ -159,12 +160,15 @@ def status(names: list[str]) -> int:
 
 def _stores(kinds: list[str]) -> None:
     """An ImageStore of each of these kinds, named after it."""
-    for kind in kinds:
+    if FOLDER in kinds:
+        print(f"\nA store of the kind {FOLDER} is there anyway: {STORE}")
+    further = [kind for kind in kinds if kind != FOLDER]
+    for kind in further:
         if server := _load(SERVERS[kind][-1]):
             name = f"my-{kind}"
             _cluster().apply(*place(kind, name, server).manifests(name))
-    if kinds:
-        print(f"\nFurther ImageStores, for spec.stores: {', '.join(f'my-{kind}' for kind in kinds)}")
+    if further:
+        print(f"\nFurther ImageStores, for spec.stores: {', '.join(f'my-{kind}' for kind in further)}")
 
 
 def _playground() -> None:

@@ -126,6 +126,19 @@ _MAKERS: Final[Mapping[str, Callable[..., Place]]] = {
 }
 
 
+FOLDER: Final = "filesystem"
+"""The kind that needs no server: an ImageStore of it is there anyway."""
+KINDS: Final = (FOLDER, *SERVERS)
+
+
+def kinds_of(stores: str) -> list[str]:
+    """Kinds of stores with commas between, as in `STORES=…`. Raises ValueError for what is none, and says what is."""
+    kinds = list(dict.fromkeys(kind.strip() for kind in stores.split(",") if kind.strip()))
+    if unknown := sorted(set(kinds) - set(KINDS)):
+        raise ValueError(f"no such store: {', '.join(unknown)}; there are {', '.join(KINDS)}")
+    return kinds
+
+
 def place(kind: str, name: str, server: Server[Any]) -> Place:
     """A place of that name for a store of this kind; it is made in the server, if that takes doing."""
     return _MAKERS[kind](name, server)

@@ -7,7 +7,7 @@ import sys
 from glimpse.stores import installed
 from servers import ROOT
 from servers.require import require_tool
-from servers.stores import SERVERS, TYPES
+from servers.stores import SERVERS, TYPES, kinds_of
 
 SHORT = ("gridfs", "sheepdog", "http")
 """Kinds whose servers start in a moment: one that is written, one by an emulator, one that takes no bytes."""
@@ -19,6 +19,23 @@ def test_each_driver_has_its_servers() -> None:
     order = list(TYPES)
     for names in SERVERS.values():
         assert sorted(names, key=order.index) == list(names)
+
+
+def test_kinds_of_stores() -> None:
+    """All that there are may be named, each once; what is none is told with those that are."""
+    assert kinds_of(" s3, filesystem,,s3") == ["s3", "filesystem"]
+    assert set(kinds_of(",".join(installed()))) == set(installed())
+    for program in (["-m", "servers", "status"], [str(ROOT / "e2e" / "demo.py")]):
+        done = subprocess.run(
+            [sys.executable, *program, "--stores", "s4"],
+            cwd=ROOT,
+            env=os.environ | {"PYTHONPATH": "e2e"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 2
+        assert "no such store: s4; there are filesystem, cinder, gridfs," in done.stderr
 
 
 def test_the_demo_fills_stores() -> None:
