@@ -73,7 +73,8 @@ class Addresses(_Group):
     """Networks that are allowed although the defaults deny them, as `["10.20.0.0/16"]`. `deny` wins."""
     deny: list[Network] = []
     """Networks that are denied besides the defaults. Name the cluster's service, pod and node ranges where `allow` has
-    them, or where they are public; the operator adds the API server's addresses and its own."""
+    them, or where they are public; the operator adds the API server's addresses and its own. It does not add loopback:
+    the defaults deny it, and `allow` opens it."""
     allow_names: list[str] = []
     """Names of inner services (`*.svc`, `*.cluster.local`, `*.internal`) that are allowed if their network is, as
     `["mirror.infra.svc"]`; one that begins with a dot allows all that end so."""
