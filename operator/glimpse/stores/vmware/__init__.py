@@ -40,6 +40,7 @@ from glimpse.stores.vmware.attempts import (
     sign_of,
     ticket_of,
 )
+from glimpse.stores.vmware.clones import copy
 from glimpse.stores.vmware.config import VMwareConfig
 from glimpse.stores.vmware.files import Files
 from glimpse.stores.vmware.session import Exists, Missing, Place, Server, Session, trust
@@ -60,7 +61,7 @@ class VMware:
     Config: ClassVar[type[BaseModel]] = VMwareConfig
 
     patience: ClassVar[float] = 50.0
-    """Seconds that a silent server is waited for, and a task; less than half a lease."""
+    """Seconds that a silent server is waited for, and a task, or a copy that stands still; less than half a lease."""
     lease: ClassVar[float] = 120.0
     """Seconds after which an attempt without a sign of life is taken for dead."""
     page: ClassVar[int] = 1000
@@ -89,25 +90,7 @@ class VMware:
 
     def put(self, key: str, attempt: str, body: Reader, record: Callable[[], bytes], /) -> Stat:
         """Write ticket, bytes and record of this attempt, then move the ticket."""
-        with self._border():
-            self._attempts.make_room(key)
-            if not self._made:
-                self._make_folders()
-            self._attempts.reap(key)
-        name = f"{key}.{attempt}"
-        try:
-            with self._border(), Lease(lambda: self._attempts.renew(name), self.lease) as lease:
-                self._attempts.begin(key, attempt)
-                stat = self._write(key, name, body, record)
-                lease.check()
-                self._attempts.commit(key, attempt)
-        except BaseException:
-            with suppress(Problem, Missing):
-                self._attempts.bury(key, attempt)
-            raise
-        with suppress(Problem, Missing):  # it is stored; a sign of life that stays runs out by itself
-            self._files.remove(sign_of(name))
-        return stat
+        return self._make(key, attempt, lambda name: self._files.send(data_of(name), body), record)
 
     @contextmanager
     def get(self, key: str, /, offset: int = 0, length: int | None = None) -> Iterator[Reader]:
@@ -118,6 +101,19 @@ class VMware:
                     self._files.open(data_of(f"{key}.{self._attempts.sure(key)}"), offset, length)
                 )
             yield reader
+
+    def clone(self, source: str, key: str, attempt: str, record: bytes, /) -> Stat:
+        """Have the datastore copy the bytes; all else is done as for a put."""
+        with self._border(source):
+            original = f"{source}.{self._attempts.sure(source)}"
+            size = self._attempts.look(original).size
+
+        def fill(name: str) -> int:
+            with self._border(source):
+                copy(self._server, data_of(original), data_of(name), lambda: self._attempts.size(name))
+            return size
+
+        return self._make(key, attempt, fill, lambda: record)
 
     def stat(self, key: str, /) -> Stat:
         """Look at the bytes that the ticket names. The record is read before: a removal takes the bytes first."""
@@ -211,20 +207,42 @@ class VMware:
             raise StoreUnavailable(f"{self._place.path()} has lost its {MARKER} again: somebody removes files there")
         return found
 
-    def _write(self, key: str, name: str, body: Reader, record: Callable[[], bytes]) -> Stat:
+    def _make(self, key: str, attempt: str, fill: Callable[[str], int], record: Callable[[], bytes]) -> Stat:
+        """Have an attempt filled, and commit it. `fill` makes the file with its bytes, and says how many they are."""
+        with self._border():
+            self._attempts.make_room(key)
+            if not self._made:
+                self._make_folders()
+            self._attempts.reap(key)
+        name = f"{key}.{attempt}"
+        try:
+            with self._border(), Lease(lambda: self._attempts.renew(name), self.lease) as lease:
+                self._attempts.begin(key, attempt)
+                stat = self._write(key, name, fill, record)
+                lease.check()
+                self._attempts.commit(key, attempt)
+        except BaseException:
+            with suppress(Problem, Missing):
+                self._attempts.bury(key, attempt)
+            raise
+        with suppress(Problem, Missing):  # it is stored; a sign of life that stays runs out by itself
+            self._files.remove(sign_of(name))
+        return stat
+
+    def _write(self, key: str, name: str, fill: Callable[[str], int], record: Callable[[], bytes]) -> Stat:
         """Bytes and record of an attempt; see that all of them are there."""
         try:
-            sent = self._files.send(data_of(name), body)
+            size = fill(name)
         except StoreUnavailable as error:
             raise self._full() or error from error
         line = record()
         self._files.write(record_of(name), line)
         file = self._attempts.look(name)
-        if file.size != sent:
+        if file.size != size:
             raise self._full() or StoreUnavailable(
-                f"{self._attempts.location(name)} has {file.size} of the {sent} bytes that were sent"
+                f"{self._attempts.location(name)} has {file.size} of the {size} bytes that it was given"
             )
-        return Stat(key, sent, self._attempts.location(name), file.modified, line)
+        return Stat(key, size, self._attempts.location(name), file.modified, line)
 
     def _make_folders(self) -> None:
         for folder in (ATTEMPTS,) if self._made else (ATTEMPTS, OBJECTS, DATA, RECORDS):

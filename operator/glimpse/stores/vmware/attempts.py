@@ -122,6 +122,12 @@ class Attempts:
             return file
         raise Missing
 
+    def size(self, name: str) -> int:
+        """How many bytes of an attempt are there."""
+        with suppress(Missing):
+            return self.look(name).size
+        return 0
+
     def objects(self, prefix: str) -> list[str]:
         """The keys that begin so and have a ticket."""
         return [
