@@ -85,12 +85,30 @@ func (g *gate) handle(ctx *simulator.Context, method *simulator.Method) (mo.Refe
 			}
 		}
 		clear(g.asked)
+	case "CopyDatastoreFile_Task":
+		if refused(ctx, method.Name) {
+			return nil, &types.NotSupported{}
+		}
+		fallthrough
 	case "MakeDirectory", "MoveDatastoreFile_Task", "DeleteDatastoreFile_Task":
 		if ctx.Session != nil && ctx.Session.UserName == g.reader {
 			return nil, &types.NoPermission{Object: &method.This, PrivilegeId: "Datastore.FileManagement"}
 		}
 	}
 	return nil, nil
+}
+
+// refused says whether the server is one that cannot do this: if a file .refuse in a datastore names it.
+func refused(ctx *simulator.Context, name string) bool {
+	for _, entity := range ctx.Map.All("Datastore") {
+		if store, ok := entity.(*simulator.Datastore); ok {
+			word, err := os.ReadFile(filepath.Join(store.Summary.Url, ".refuse"))
+			if err == nil && string(word) == name {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // look sees how much room there is. A file .state in a datastore says what else is the matter with it.

@@ -61,8 +61,12 @@ def test_a_reader_may_only_look(vcenter: VCenter) -> None:
         cookie = content.sessionManager.currentSession.key
         assert ask(vcenter, "GET", "b.img", cookie=cookie) == 200
         assert ask(vcenter, "PUT", "b.img", data=b"y", cookie=cookie) == 403
+        datacenter = vcenter.datastore(content).parent.parent
+        source, target = f"[{DATASTORE}] b.img", f"[{DATASTORE}] c"
         with pytest.raises(vim.fault.NoPermission):
-            content.fileManager.MakeDirectory(f"[{DATASTORE}] c", vcenter.datastore(content).parent.parent)
+            content.fileManager.MakeDirectory(target, datacenter)
+        with pytest.raises(vim.fault.NoPermission):
+            content.fileManager.CopyDatastoreFile_Task(source, datacenter, target, datacenter)
     assert (vcenter.files() / "b.img").read_bytes() == b"x"
 
 

@@ -7,7 +7,8 @@ import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
 from hashlib import sha256
 from ipaddress import ip_network
 from pathlib import Path
@@ -24,14 +25,17 @@ from glimpse.problems import (
     NotFound,
     SecretNotReadable,
     SourceUnavailable,
+    StoreFull,
     StoreUnauthorized,
     StoreUnavailable,
 )
 from glimpse.runners import Inline
 from glimpse.settings import Addresses, Transfers
-from glimpse.stores import open_store
-from glimpse.tasks import Failed, Fetch, HttpOrigin, List, Probe, Record, StoreRef
+from glimpse.stores import Cloneable, Unable, open_store
+from glimpse.stores.vmware.session import Session
+from glimpse.tasks import Done, Failed, Fetch, HttpOrigin, ImageOrigin, List, Probe, Record, StoreRef
 from glimpse.testing.bodies import Body, noise, record_of, writer
+from glimpse.testing.cloneable import DIGEST, CloneableContract, clone, original
 from glimpse.testing.faults import Reply
 from glimpse.testing.faults import Server as Web
 from glimpse.testing.remote import Far, RemoteContract, Restart
@@ -95,6 +99,30 @@ def ref(vcenter: VCenter, place: Path) -> StoreRef:
     return ref_to(vcenter, place.name)
 
 
+@pytest.fixture
+def small(
+    vcenter: VCenter,
+    tmp_path_factory: pytest.TempPathFactory,
+    outside: Path,  # noqa: ARG001 - there the driver is installed that is not patient
+) -> Iterator[StoreRef]:
+    """A datastore of 20 MiB."""
+    folder = tmp_path_factory.mktemp("small")
+    with mounted(folder, "-t", "tmpfs", "-o", "size=20m", "glimpse-test"):
+        vcenter.add_datastore(folder.name, folder)
+        (folder / "glimpse").mkdir()
+        yield ref_to(vcenter, "glimpse", folder.name)
+
+
+@pytest.fixture
+def buried(place: Path) -> Callable[[], None]:
+    """Waits until no sign of life is younger than a lease."""
+
+    def over() -> bool:
+        return all(time.time() - float(file.read_text()) > Quick.lease for file in place.rglob("*.alive"))
+
+    return lambda: wait_until("the end of all leases", over, timeout=30)
+
+
 class Fixtures(StoreFixtures):
     """The places that the contracts are tested in."""
 
@@ -123,28 +151,24 @@ class Fixtures(StoreFixtures):
         return look
 
     @pytest.fixture
-    def small(self, vcenter: VCenter, tmp_path_factory: pytest.TempPathFactory) -> Iterator[StoreRef]:
+    def small(self, small: StoreRef) -> StoreRef:
         """A datastore of 20 MiB."""
-        folder = tmp_path_factory.mktemp("small")
-        with mounted(folder, "-t", "tmpfs", "-o", "size=20m", "glimpse-test"):
-            vcenter.add_datastore(folder.name, folder)
-            (folder / "glimpse").mkdir()
-            yield ref_to(vcenter, "glimpse", folder.name)
+        return small
 
     @pytest.fixture
-    def buried(self, place: Path) -> Callable[[], None]:
+    def buried(self, buried: Callable[[], None]) -> Callable[[], None]:
         """Waits until no sign of life is younger than a lease."""
-
-        def over() -> bool:
-            return all(time.time() - float(file.read_text()) > Quick.lease for file in place.rglob("*.alive"))
-
-        return lambda: wait_until("the end of all leases", over, timeout=30)
+        return buried
 
 
 class TestContract(Fixtures, StoreContract):
     """What every store promises."""
 
     sequences: ClassVar[int] = 8
+
+
+class TestCloneable(Fixtures, CloneableContract):
+    """What a store promises that makes one object of another."""
 
 
 class TestLarge(Fixtures, LargeContract):
@@ -420,7 +444,7 @@ def test_a_server_that_keeps_less_is_found_out(ref: StoreRef, place: Path) -> No
         os.truncate(place / "data" / f"{KEY}.a1.img", 500)
         return b"{}"
 
-    with pytest.raises(StoreUnavailable, match="has 500 of the 1000 bytes that were sent"):
+    with pytest.raises(StoreUnavailable, match="has 500 of the 1000 bytes that it was given"):
         store.driver.put(KEY, "a1", Body(noise(1000)), record)
     assert names(place) == {"glimpse-store.json"}
 
@@ -643,6 +667,214 @@ def test_a_thumbprint_is_compared_on_every_connection(tmp_path: Path, ref: Store
             with pytest.raises(StoreUnavailable, match=r"vmware\.thumbprint"):
                 action()
         assert sessions(second) == set()
+
+
+# Around the store: copies
+
+
+class Counting(Wire):
+    """A wire that counts what passes."""
+
+    passed = 0
+
+    def _count(self, count: int) -> None:
+        self.passed += count
+        super()._count(count)
+
+
+async def test_a_reference_is_copied_by_the_datastore(ref: StoreRef, vcenter: VCenter, place: Path) -> None:
+    """A worker that makes an Image of another one in the same store passes none of its bytes."""
+    data = noise(8 << 20)
+    store = open_store(ref)
+    original(store, data)
+    record = Record(installation="here", namespace="ns", name="n", uid=UID, revision=2, spec_hash="h")
+    with Counting(("127.0.0.1", int(vcenter.server.rpartition(":")[2]))) as wire:
+        far = changed(ref, server=f"127.0.0.1:{wire.port}").model_copy(update={"driver": "vmware"})
+        origin = ImageOrigin(stores=(far,), key=KEY, digest=DIGEST)
+        fetch = Fetch(attempt="b1", record=record, origin=origin, limit=1 << 30, stores=(far,))
+        runner = Inline(stop_grace=2)
+        await runner.start()
+        try:
+            answer = await runner.run(fetch, Heard())
+        finally:
+            await runner.close()
+    assert isinstance(answer, Done), answer
+    assert wire.passed < 1 << 20
+    store.delete(KEY)
+    assert names(place) == {"glimpse-store.json", *of(f"{OTHER}.b1")}
+    assert read(store, OTHER) == data
+    found = store.stat(OTHER).record
+    assert found is not None
+    assert (found.revision, found.digest, found.size) == (2, DIGEST, len(data))
+
+
+@pytest.fixture
+def refusing(root: Path) -> Iterator[None]:
+    """The server is one that copies no files."""
+    file = root / ".refuse"
+    file.write_text("CopyDatastoreFile_Task")
+    yield
+    file.unlink()
+
+
+@pytest.mark.usefixtures("refusing")
+def test_a_server_that_copies_nothing_is_told_from_one_that_fails(ref: StoreRef, place: Path) -> None:
+    """Then there is no clone, nothing of it is left, and whoever wants the bytes copies them himself."""
+    store = open_store(ref)
+    original(store, noise(1000))
+    assert isinstance(store.driver, Cloneable)
+    assert clone(store) is None
+    assert names(place) == {"glimpse-store.json", *of(f"{KEY}.a1")}
+
+
+def test_a_file_that_the_server_cannot_read_is_not_copied_by_it(ref: StoreRef, place: Path) -> None:
+    """A task that ends so leaves nothing either."""
+    store = open_store(ref)
+    original(store, noise(1000))
+    file = place / "data" / f"{KEY}.a1.img"
+    file.unlink()
+    file.symlink_to(file)
+    assert isinstance(store.driver, Cloneable)
+    with pytest.raises(Unable):
+        store.driver.clone(KEY, OTHER, "b1", b"{}")
+    file.unlink()
+    assert names(place) == {"glimpse-store.json", *(of(f"{KEY}.a1") - {f"data/{KEY}.a1.img"})}
+
+
+def test_a_copy_of_what_is_gone_is_none(ref: StoreRef, place: Path) -> None:
+    """A ticket whose bytes somebody has removed names no object that could be copied."""
+    store = open_store(ref)
+    original(store, noise(1000))
+    (place / "data" / f"{KEY}.a1.img").unlink()
+    assert isinstance(store.driver, Cloneable)
+    with pytest.raises(NotFound):
+        store.driver.clone(KEY, OTHER, "b1", b"{}")
+    assert names(place) == {"glimpse-store.json", *(of(f"{KEY}.a1") - {f"data/{KEY}.a1.img"})}
+
+
+def test_copies_remove_what_the_dead_left(ref: StoreRef, place: Path, buried: Callable[[], None]) -> None:
+    """As a put does: an attempt on the key that died is removed by the one that follows."""
+    store = open_store(ref)
+    original(store, noise(1000))
+    with writer(ref, OTHER, "a1", 3 << 20) as other:
+        other.kill()
+    buried()
+    assert clone(store)
+    assert names(place) == {"glimpse-store.json", *of(f"{KEY}.a1"), *of(f"{OTHER}.b1")}
+
+
+def test_a_copy_whose_answer_is_lost_is_not_asked_for_twice(
+    ref: StoreRef, place: Path, lost: Callable[..., None]
+) -> None:
+    """Nobody could tell when the first one is over: it is a failure, of which nothing is left."""
+    store = open_store(ref)
+    original(store, noise(1000))
+    lost("CopyDatastoreFile_Task")
+    with pytest.raises(StoreUnavailable):
+        clone(store)
+    assert names(place) == {"glimpse-store.json", *of(f"{KEY}.a1")}
+
+
+def test_a_copy_that_does_not_fit_leaves_nothing(small: StoreRef, vcenter: VCenter) -> None:
+    """It ends as a full store, and its room is free again."""
+    store = open_store(small)
+    original(store, noise(12 << 20))
+    place = vcenter.files(small.config["datastore"]) / "glimpse"
+    before = names(place)
+    assert isinstance(store.driver, Cloneable)
+    with pytest.raises(StoreFull):
+        store.driver.clone(KEY, OTHER, "b1", b"{}")
+    assert names(place) == before
+
+
+class Slowly:
+    """The bytes of an object, which the server gets as slowly as a test gives them.
+
+    In their place is a link to a pipe; its path is as long as they are, so the server tells the same size.
+    """
+
+    def __init__(self, file: Path, folder: Path) -> None:
+        self.pipe = folder / ("x" * 100)
+        self.data = noise(len(str(self.pipe)))
+        self._file = file
+
+    def lay(self) -> None:
+        """Put the pipe in the place of the file."""
+        os.mkfifo(self.pipe)
+        self._file.unlink()
+        self._file.symlink_to(self.pipe)
+
+    def begin(self, stack: ExitStack) -> int:
+        """Wait until the server reads; where the bytes are to be written to."""
+        fd = -1
+
+        def read() -> bool:
+            nonlocal fd
+            with suppress(OSError):
+                fd = os.open(self.pipe, os.O_WRONLY | os.O_NONBLOCK)
+            return fd >= 0
+
+        wait_until("the copy to begin", read, timeout=30)
+        stack.callback(os.close, fd)
+        return fd
+
+
+@pytest.fixture
+def slowly(place: Path, tmp_path: Path) -> Slowly:
+    """Those of KEY."""
+    return Slowly(place / "data" / f"{KEY}.a1.img", tmp_path)
+
+
+def wait_for_life(sign: Path) -> None:
+    """Until the next sign of it."""
+    said = sign.read_bytes()
+    wait_until("a sign of life", lambda: sign.read_bytes() != said, timeout=30)
+
+
+def test_a_copy_is_waited_for_as_long_as_it_grows(ref: StoreRef, place: Path, vcenter: VCenter, slowly: Slowly) -> None:
+    """It takes longer than a task may and a lease lasts, and the session ends: it lives, and is finished."""
+    store = open_store(ref)
+    original(store, slowly.data)
+    slowly.lay()
+    sign = place / "attempts" / f"{OTHER}.b1.alive"
+    with ThreadPoolExecutor(1) as pool:
+        with ExitStack() as stack:
+            made = pool.submit(clone, store)
+            fd = slowly.begin(stack)
+            began = time.monotonic()
+            for n in range(9):
+                os.write(fd, slowly.data[n : n + 1])
+                if n == 3:
+                    end_sessions(vcenter)
+                wait_for_life(sign)
+            assert time.monotonic() - began > max(2 * Quick.patience, Quick.lease)
+            os.write(fd, slowly.data[9:])
+        assert made.result(60)
+    assert read(store, OTHER) == slowly.data
+
+
+def test_a_copy_that_stands_still_is_given_up(
+    ref: StoreRef, place: Path, vcenter: VCenter, slowly: Slowly, buried: Callable[[], None]
+) -> None:
+    """It is cancelled, in whatever session; what the server writes after all is removed with the dead attempt."""
+    store = open_store(ref)
+    original(store, slowly.data)
+    slowly.lay()
+    with ThreadPoolExecutor(1) as pool, ExitStack() as stack:
+        made = pool.submit(clone, store)
+        os.write(slowly.begin(stack), b"x")
+        end_sessions(vcenter)
+        with pytest.raises(StoreUnavailable, match="has not gone on with a copy for 2 s"):
+            made.result(60)
+    with vcenter.session() as content:
+        tasks = [
+            Session(None, content).read(task, "info.descriptionId", "info.cancelled")
+            for task in content.taskManager.recentTask
+        ]
+    assert [task["info.cancelled"] for task in tasks if "copy" in task["info.descriptionId"]][-1]
+    buried()
+    store.delete(OTHER)
+    assert {name for name in names(place) if OTHER in name} == set()
 
 
 # Around the store: the datastore

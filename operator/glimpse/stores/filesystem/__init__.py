@@ -2,7 +2,6 @@
 
 Everything rests on what POSIX promises of a file system: a rename is atomic, and a folder with something in it is
 never replaced by one. So an attempt fills a folder of its own, and the rename that gives it the key is the commit.
-A driver is one class, and this one can do all that a store can: that is why the module is longer than others.
 
     glimpse-store.json                  the marker: whose store this is
     objects/{key}/{data,record.json}    complete, verified, durable
@@ -14,37 +13,21 @@ A driver is one class, and this one can do all that a store can: that is why the
 
 import errno
 import fcntl
-import json
 import os
-import shutil
-import stat
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
-from pathlib import Path
-from secrets import token_hex
 from typing import ClassVar, Final
 from urllib.parse import quote
 
 from pydantic import BaseModel
 
-from glimpse.problems import InvalidConfiguration, NotFound, Problem, StoreConflict, StoreFull, StoreUnavailable
+from glimpse.problems import NotFound
 from glimpse.stores import Capacity, Mark, Note, Stat, Unable, Version
-from glimpse.stores.filesystem.attempts import (
-    DATA,
-    Attempt,
-    Checkpoint,
-    Checkpoints,
-    begin,
-    reap,
-    remove,
-    take,
-)
+from glimpse.stores.filesystem.attempts import DATA, Attempt, Checkpoint, Checkpoints, begin, reap, remove, take
 from glimpse.stores.filesystem.clones import clone
 from glimpse.stores.filesystem.config import FilesystemConfig
 from glimpse.stores.filesystem.files import (
     FILE,
-    FOLDER,
     make_folder,
     names,
     open_file,
@@ -54,9 +37,9 @@ from glimpse.stores.filesystem.files import (
     write_at,
     write_small,
 )
+from glimpse.stores.filesystem.folder import ATTEMPTS, OBJECTS, Folder, Place, holds
 from glimpse.stores.filesystem.places import (
     LOCATION,
-    compare,
     open_noted,
     open_parent,
     open_place,
@@ -64,11 +47,9 @@ from glimpse.stores.filesystem.places import (
     settle,
     version_of,
 )
+from glimpse.stores.filesystem.ranges import Range, reading
 from glimpse.streams import CHUNK, HOLE, Reader, solid
 
-MARKER: Final = "glimpse-store.json"
-OBJECTS: Final = "objects"
-ATTEMPTS: Final = "attempts"
 RECORD: Final = "record.json"
 
 WRITE_BACK: Final = 16 << 20
@@ -83,12 +64,12 @@ class Filesystem:
 
     def __init__(self, config: FilesystemConfig, _secret: Mapping[str, str], _ca_bundle: str | None, /) -> None:
         """A folder has no credentials."""
-        self._path = config.path.rstrip("/") or "/"
+        self._folder = Folder(config.path)
 
     @property
     def endpoint(self) -> str:
         """The folder."""
-        return f"file://{quote(self._path)}"
+        return f"file://{quote(self._folder.path)}"
 
     def put(self, key: str, attempt: str, body: Reader, record: Callable[[], bytes], /) -> Stat:
         """Write a folder for this attempt, then rename it."""
@@ -98,7 +79,7 @@ class Filesystem:
     def get(self, key: str, /, offset: int = 0, length: int | None = None) -> Iterator[Reader]:
         """Read the file; it stays readable while it is open, also when it is deleted."""
         fd, note = self._open(key)
-        with self._reading(fd, note, offset, length, key) as reader:
+        with reading(self._folder, fd, offset, length, note=note, key=key) as reader:
             yield reader
 
     def open(self, key: str, /) -> int:
@@ -107,18 +88,18 @@ class Filesystem:
 
     def folders(self) -> tuple[str, ...]:
         """The one folder."""
-        return (self._path,)
+        return (self._folder.path,)
 
     def stat(self, key: str, /) -> Stat:
         """Look at the file and read the record."""
-        with self._border(key), self._root() as root, open_folder(root, OBJECTS) as objects:
+        with self._folder.border(key), self._folder.root() as root, open_folder(root, OBJECTS) as objects:
             return self._stat(objects, key)
 
     def update(self, key: str, record: bytes, /) -> None:
         """Write a new record and rename it over the old one; one at a time."""
         with (
-            self._border(key),
-            self._root() as root,
+            self._folder.border(key),
+            self._folder.root() as root,
             open_folder(root, OBJECTS) as objects,
             open_folder(objects, key) as folder,
         ):
@@ -133,20 +114,20 @@ class Filesystem:
 
     def delete(self, key: str, /) -> None:
         """Rename the folder away, so that it is gone at once and whole, then remove it."""
-        with self._border(), self._place() as place:
-            if "." not in key and _discard(place.objects, place.attempts, key):
+        with self._folder.border(), self._folder.place() as place:
+            if "." not in key and place.discard(key):
                 os.fsync(place.objects)
             reap(place.attempts, key)
 
     def list(self, prefix: str = "", /) -> Iterator[Stat]:
         """Attempts first, so that one that becomes an object meanwhile is not missed; names that are not ours are."""
-        with self._border(), self._root() as root:
+        with self._folder.border(), self._folder.root() as root:
             for part in (ATTEMPTS, OBJECTS):
                 with suppress(FileNotFoundError), open_folder(root, part) as folder:
                     for name in names(folder, prefix):
                         # Removed while we looked, or a stranger's link or file under a name like ours.
                         with suppress(FileNotFoundError, NotADirectoryError):
-                            yield self._stat(folder, name, partial=part == ATTEMPTS or not _holds(folder, name))
+                            yield self._stat(folder, name, partial=part == ATTEMPTS or not holds(folder, name))
 
     def put_marked(self, key: str, attempt: str, mark: Mark, body: Reader, record: Callable[[], bytes], /) -> Stat:
         """The same with notes beside the data."""
@@ -156,18 +137,18 @@ class Filesystem:
     def take(self, key: str, attempt: str, /) -> Iterator["_Left | None"]:
         """Lock the folder and rename it."""
         with ExitStack() as stack:
-            with self._border():
-                place = stack.enter_context(self._place())
+            with self._folder.border():
+                place = stack.enter_context(self._folder.place())
                 taken = take(stack, place.attempts, key, f"{key}.{attempt}")
-            yield _Left(self, key, *taken) if taken else None
+            yield _Left(self, self._folder, key, *taken) if taken else None
 
     def where(self, location: str, /) -> str:
         """The file."""
-        return f"file://{quote(self._path.rstrip('/'))}/{quote(location)}"
+        return self._folder.where(location)
 
     def locate(self, location: str, /) -> Version:
         """Look at the file."""
-        with self._border(), self._root() as root:
+        with self._folder.border(), self._folder.root() as root:
             fd = open_place(root, location)
             try:
                 settle(fd)
@@ -178,17 +159,17 @@ class Filesystem:
     @contextmanager
     def read(self, location: str, version: Version, /, offset: int = 0, length: int | None = None) -> Iterator[Reader]:
         """Read the file, and look at its end whether it has changed."""
-        with self._border(), self._root() as root:
+        with self._folder.border(), self._folder.root() as root:
             fd = open_place(root, location, version)
-        with self._reading(fd, Note.of(location, version), offset, length) as reader:
+        with reading(self._folder, fd, offset, length, note=Note.of(location, version)) as reader:
             yield reader
 
     def register(self, key: str, attempt: str, location: str, version: Version, record: bytes, /) -> Stat:
         """Write a folder with a note, then rename it; `data` is what all look for, and stays empty."""
-        with ExitStack() as stack, self._border():
-            place = stack.enter_context(self._place())
-            root = stack.enter_context(self._root())
-            self._make_room(place, key)
+        with ExitStack() as stack, self._folder.border():
+            place = stack.enter_context(self._folder.place())
+            root = stack.enter_context(self._folder.root())
+            place.make_room(key)
             reap(place.attempts, key)
             ours = begin(stack, place.attempts, f"{key}.{attempt}")
             try:
@@ -196,7 +177,7 @@ class Filesystem:
                 write_small(ours.folder, RECORD, record, ours.data)
                 os.fsync(ours.folder)
                 os.close(open_place(root, location, version))
-                self._commit(place, ours.name, key)
+                place.commit(ours.name, key)
             except BaseException:
                 with suppress(OSError):
                     remove(place.attempts, ours.name)
@@ -207,8 +188,8 @@ class Filesystem:
         """Remove the file; the folder stays, also if it is empty now."""
         with (
             suppress(NotFound),
-            self._border(),
-            self._root() as root,
+            self._folder.border(),
+            self._folder.root() as root,
             open_parent(root, location) as (folder, name),
             suppress(FileNotFoundError),
         ):
@@ -217,7 +198,7 @@ class Filesystem:
 
     def probe(self) -> Capacity:
         """Ask the file system, and open a file without a name: that is what tells of a read-only or foreign folder."""
-        with self._border(), self._root() as root, make_folder(root, ATTEMPTS) as attempts:
+        with self._folder.border(), self._folder.root() as root, make_folder(root, ATTEMPTS) as attempts:
             room = os.fstatvfs(attempts)
             try:
                 os.close(os.open(".", os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600, dir_fd=attempts))
@@ -231,34 +212,13 @@ class Filesystem:
 
     def claim(self, owner: str, /, *, fresh: bool) -> str:
         """Read the marker; a new one is written aside and linked, which fails if another was there first."""
-        with self._border(), self._root() as root:
-            try:
-                return self._owner(root)
-            except FileNotFoundError:
-                if not fresh:
-                    raise StoreUnavailable(
-                        f"{self._path} has no {MARKER}, which was there before: is the volume mounted?"
-                    ) from None
-            if outer := next((each for each in Path(self._path).resolve().parents if (each / MARKER).exists()), None):
-                raise InvalidConfiguration(
-                    f"{self._path} lies in {outer}, which is a store itself; choose a folder that is in no other store"
-                )
-            aside = f"{MARKER}.{token_hex(8)}"
-            try:
-                write_small(root, aside, json.dumps({"owner": owner}).encode() + b"\n")
-                with suppress(FileExistsError):
-                    os.link(aside, MARKER, src_dir_fd=root, dst_dir_fd=root, follow_symlinks=False)
-            finally:
-                with suppress(FileNotFoundError):
-                    os.unlink(aside, dir_fd=root)
-            os.fsync(root)
-            return self._owner(root)
+        return self._folder.claim(owner, fresh=fresh)
 
     def _put(self, key: str, attempt: str, mark: Mark | None, body: Reader, record: Callable[[], bytes]) -> Stat:
         with ExitStack() as stack:
-            with self._border():
-                place = stack.enter_context(self._place())
-                self._make_room(place, key)
+            with self._folder.border():
+                place = stack.enter_context(self._folder.place())
+                place.make_room(key)
                 reap(place.attempts, key)
                 ours = begin(stack, place.attempts, f"{key}.{attempt}")
             checkpoints = stack.enter_context(Checkpoints(place.attempts, ours, mark))
@@ -266,9 +226,9 @@ class Filesystem:
 
     def clone(self, source: str, key: str, attempt: str, record: bytes, /) -> Stat:
         """A reflink, or where the file system has none a second name of the same file."""
-        with ExitStack() as stack, self._border(source):
-            place = stack.enter_context(self._place())
-            self._make_room(place, key)
+        with ExitStack() as stack, self._folder.border(source):
+            place = stack.enter_context(self._folder.place())
+            place.make_room(key)
             folder = stack.enter_context(open_folder(place.objects, source))
             if read_note(folder) is not None:
                 raise Unable  # what others may write to is no object of ours
@@ -279,9 +239,9 @@ class Filesystem:
                 if data is not None:
                     write_small(ours.folder, RECORD, record, ours.data)
                     os.fsync(ours.folder)
-                    self._commit(place, ours.name, key)
+                    place.commit(ours.name, key)
                     state = os.fstat(data)
-                    return Stat(key, state.st_size, self._location(key), state.st_mtime, record)
+                    return Stat(key, state.st_size, self._folder.location(key), state.st_mtime, record)
             except BaseException:
                 with suppress(OSError):
                     remove(place.attempts, ours.name)
@@ -292,22 +252,17 @@ class Filesystem:
     def resume(self, left: "_Left", length: int, mark: Mark, body: Reader, record: Callable[[], bytes]) -> Stat:
         """Go on with an attempt that `take` gave. Its descriptors are doubled: they may be closed meanwhile."""
         with ExitStack() as stack:
-            with self._border():
-                place = stack.enter_context(self._place())
-                self._make_room(place, left.key)
+            with self._folder.border():
+                place = stack.enter_context(self._folder.place())
+                place.make_room(left.key)
                 ours = left.attempt.double(stack)
                 checkpoints = stack.enter_context(Checkpoints(place.attempts, ours, mark))
                 checkpoints.go_on(left.checkpoint, length)
             return self._fill(place, left.key, checkpoints, body, record)
 
-    def _make_room(self, place: "_Place", key: str) -> None:
-        if _holds(place.objects, key):
-            raise StoreConflict(f"{self._location(key)} exists, and objects are written once")
-        _clear(place.objects, key)
-
     def _fill(
         self,
-        place: "_Place",
+        place: Place,
         key: str,
         checkpoints: Checkpoints,
         body: Reader,
@@ -317,20 +272,20 @@ class Filesystem:
         ours = checkpoints.attempt
         try:
             line = self._write(ours.data, checkpoints, body, record)
-            with self._border():
+            with self._folder.border():
                 checkpoints.wait()
                 write_small(ours.folder, RECORD, line, ours.data)
                 os.fsync(ours.folder)
                 checkpoints.drop()
-                self._commit(place, ours.name, key)
+                place.commit(ours.name, key)
         except BaseException:
             if not checkpoints.kept:
                 with suppress(OSError):
                     remove(place.attempts, ours.name)
             raise
-        with self._border():
+        with self._folder.border():
             state = os.fstat(ours.data)
-        return Stat(key, state.st_size, self._location(key), state.st_mtime, line)
+        return Stat(key, state.st_size, self._folder.location(key), state.st_mtime, line)
 
     def _write(self, data: int, checkpoints: Checkpoints, body: Reader, record: Callable[[], bytes]) -> bytes:
         """All of `body`, zeros as holes, behind the checkpoint that is there; then ask for the record.
@@ -344,7 +299,7 @@ class Filesystem:
                 if not chunk:
                     line = record()
                     break
-            with self._border():
+            with self._folder.border():
                 view = memoryview(chunk)
                 for start, stop in solid(chunk, position):
                     write_at(data, view[start:stop], position + start)
@@ -353,44 +308,19 @@ class Filesystem:
                     start_writing(data, started, position - started)
                     started = position
                 checkpoints.passed(position)
-        with self._border():
+        with self._folder.border():
             os.ftruncate(data, position)  # a hole at the end is part of the length
         return line
 
-    def _commit(self, place: "_Place", name: str, key: str) -> None:
-        try:
-            os.rename(name, key, src_dir_fd=place.attempts, dst_dir_fd=place.objects)
-        except OSError as error:
-            if error.errno in {errno.ENOTEMPTY, errno.EEXIST}:
-                raise StoreConflict(f"{self._location(key)} was written by another attempt meanwhile") from error
-            raise
-        try:
-            os.fsync(place.objects)
-        except BaseException:
-            os.rename(key, name, src_dir_fd=place.objects, dst_dir_fd=place.attempts)
-            raise
-
     def _open(self, key: str) -> tuple[int, Note | None]:
         """The file with the bytes of an object, and the note if it is registered."""
-        with self._border(key), self._root() as root, open_folder(root, OBJECTS) as objects:
+        with self._folder.border(key), self._folder.root() as root, open_folder(root, OBJECTS) as objects:
             with open_folder(objects, key) as folder:
                 note = read_note(folder)
                 if note is None:
                     return open_file(folder, DATA), None
                 os.stat(DATA, dir_fd=folder, follow_symlinks=False)  # a removal takes it first
             return open_noted(root, note), note
-
-    @contextmanager
-    def _reading(
-        self, fd: int, note: Note | None, offset: int, length: int | None, key: str | None = None
-    ) -> Iterator[Reader]:
-        """Read an open file, and close it."""
-        try:
-            with self._border():
-                left = max((note.size if note else os.fstat(fd).st_size) - offset, 0)
-            yield _Range(self, key, fd, offset, left if length is None else min(left, length), note=note)
-        finally:
-            os.close(fd)
 
     def _stat(self, parent: int, name: str, *, partial: bool = False) -> Stat:
         """The record is read before the file is looked at: a removal takes the file first, so half is never seen."""
@@ -404,140 +334,22 @@ class Filesystem:
                 if not partial:
                     raise
                 state = os.fstat(folder)
-                return Stat(name, 0, self._location(name), state.st_mtime, record, partial)
+                return Stat(name, 0, self._folder.location(name), state.st_mtime, record, partial)
         if note:
             return Stat(name, note.size, self.where(note.location), state.st_mtime, record)
-        return Stat(name, state.st_size, self._location(name), state.st_mtime, record, partial)
-
-    def _owner(self, root: int) -> str:
-        try:
-            return str(json.loads(read_small(root, MARKER))["owner"])
-        except (ValueError, TypeError, KeyError):
-            raise StoreUnavailable(
-                f"{self._path}/{MARKER} cannot be read; it is a JSON object with the member `owner`: restore it"
-            ) from None
-
-    def _location(self, name: str) -> str:
-        part = ATTEMPTS if "." in name else OBJECTS
-        return f"file://{quote(self._path.rstrip('/'))}/{part}/{name}/{DATA}"
-
-    @contextmanager
-    def _root(self) -> Iterator[int]:
-        """The store's folder. It is never created: where it is missing, a volume is."""
-        try:
-            fd = os.open(self._path, FOLDER)
-        except (FileNotFoundError, NotADirectoryError) as error:
-            raise StoreUnavailable(f"{self._path} is no folder: is the volume mounted?") from error
-        try:
-            yield fd
-        finally:
-            os.close(fd)
-
-    @contextmanager
-    def _place(self) -> Iterator["_Place"]:
-        with (
-            self._root() as root,
-            make_folder(root, OBJECTS) as objects,
-            make_folder(root, ATTEMPTS) as attempts,
-        ):
-            yield _Place(objects, attempts)
-
-    @contextmanager
-    def _border(self, key: str | None = None) -> Iterator[None]:
-        """OSError becomes a Problem; with `key`, a missing file means that the object is not there."""
-        try:
-            yield
-        except OSError as error:
-            raise self._problem(error, key) from error
-
-    def _problem(self, error: OSError, key: str | None) -> Problem:
-        if key and error.errno in {errno.ENOENT, errno.ESTALE}:
-            return NotFound(f"{self._location(key)} does not exist")
-        if error.errno in {errno.ENOSPC, errno.EDQUOT}:
-            return StoreFull(f"{self._path} is full; remove images or enlarge the volume")
-        if error.errno in {errno.ELOOP, errno.ENOTDIR}:
-            return StoreUnavailable(f"{self._path} holds a link or a file where a folder should be; remove it")
-        if error.errno in {errno.EACCES, errno.EPERM, errno.EROFS}:
-            return StoreUnavailable(
-                f"{self._path}: {error.strerror}; check owner and mount, user {os.geteuid()} must be able to write"
-            )
-        return StoreUnavailable(f"{self._path}: {error.strerror}")
-
-
-@dataclass(frozen=True, slots=True)
-class _Place:
-    """The two folders, as descriptors."""
-
-    objects: int
-    attempts: int
+        return Stat(name, state.st_size, self._folder.location(name), state.st_mtime, record, partial)
 
 
 class _Left:
     """What a dead attempt has left, in our hands."""
 
-    def __init__(self, store: Filesystem, key: str, attempt: Attempt, checkpoint: Checkpoint) -> None:
-        self._store = store
+    def __init__(self, store: Filesystem, folder: Folder, key: str, attempt: Attempt, checkpoint: Checkpoint) -> None:
+        self._store, self._folder = store, folder
         self.key, self.attempt, self.checkpoint = key, attempt, checkpoint
         self.length, self.mark = checkpoint.length, checkpoint.mark
 
     def open(self) -> Reader:
-        return _Range(self._store, None, self.attempt.data, 0, self.length)
+        return Range(self._folder, None, self.attempt.data, 0, self.length)
 
     def resume(self, length: int, mark: Mark, body: Reader, record: Callable[[], bytes], /) -> Stat:
         return self._store.resume(self, length, mark, body, record)
-
-
-class _Range:
-    """A Reader over part of a file."""
-
-    def __init__(
-        self, store: Filesystem, key: str | None, fd: int, offset: int, length: int, *, note: Note | None = None
-    ) -> None:
-        """`note`: of a file of others, of which the last bytes are given only if it is still the same then."""
-        self._store, self._key, self._fd, self._note = store, key, fd, note
-        self._position, self._end = offset, offset + length
-        self.size: int | None = length
-
-    def read(self, n: int = CHUNK, /) -> bytes:
-        with self._store._border(self._key):  # noqa: SLF001 - one module, one border
-            chunk = os.pread(self._fd, min(n, self._end - self._position), self._position)
-            self._position += len(chunk)
-            if self._note and (self._position >= self._end or not chunk):
-                compare(self._fd, self._note.location, self._note.version)
-        return chunk
-
-
-def _holds(objects: int, key: str) -> bool:
-    try:
-        with open_folder(objects, key) as folder:
-            os.stat(DATA, dir_fd=folder, follow_symlinks=False)
-    except FileNotFoundError:
-        return False
-    return True
-
-
-def _discard(objects: int, attempts: int, key: str) -> bool:
-    """Take the folder of `key` away, as if it were a dead attempt, and remove it. Whether there was one."""
-    name = f"{key}.{token_hex(8)}"
-    try:
-        os.rename(key, name, src_dir_fd=objects, dst_dir_fd=attempts)
-    except FileNotFoundError:
-        return False
-    remove(attempts, name)
-    return True
-
-
-def _clear(objects: int, key: str) -> None:
-    """Empty a folder of `key` that has no data: it is damage, and in the way of a rename, which replaces an empty one.
-
-    By its descriptor: an object that is committed meanwhile is another folder under the same name, and stays.
-    """
-    with suppress(FileNotFoundError), open_folder(objects, key) as folder:
-        with suppress(FileNotFoundError):
-            if stat.S_ISREG(os.stat(DATA, dir_fd=folder, follow_symlinks=False).st_mode):
-                return
-        for file in os.listdir(folder):  # noqa: PTH208 - a descriptor, not a path
-            try:
-                os.unlink(file, dir_fd=folder)
-            except IsADirectoryError:
-                shutil.rmtree(file, dir_fd=folder)

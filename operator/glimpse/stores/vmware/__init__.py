@@ -4,7 +4,7 @@ A datastore has one thing that is atomic: a file gets another name, if no file h
 guarantees only for a file", MoveDatastoreFile_Task; a folder moves without any). So the commit is the move of a small
 file, the ticket, which says whose bytes the object is. It is written before the first byte and only ever moved, which
 makes it the fence too: who takes an attempt for dead removes its ticket first, and no clock is needed to be sure that
-it cannot commit any more. All steps with tickets are read together: that is why the module is longer than others.
+it cannot commit any more.
 
     glimpse-store.json              the marker: whose store this is
     objects/{key}.json              the ticket of an object, moved here: {"attempt": ...}
@@ -15,10 +15,9 @@ it cannot commit any more. All steps with tickets are read together: that is why
 """
 
 import json
-import re
 import time
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from secrets import token_hex
@@ -27,31 +26,27 @@ from typing import Any, ClassVar, Final
 from pydantic import BaseModel
 
 from glimpse.lease import Lease
-from glimpse.problems import NotFound, Problem, SecretNotReadable, StoreConflict, StoreUnavailable
+from glimpse.problems import NotFound, Problem, SecretNotReadable, StoreUnavailable
 from glimpse.stores import Capacity, Stat
+from glimpse.stores.vmware.attempts import (
+    ATTEMPTS,
+    DATA,
+    OBJECTS,
+    RECORDS,
+    Attempts,
+    data_of,
+    object_of,
+    record_of,
+    sign_of,
+    ticket_of,
+)
+from glimpse.stores.vmware.clones import copy
 from glimpse.stores.vmware.config import VMwareConfig
-from glimpse.stores.vmware.files import File, Files
+from glimpse.stores.vmware.files import Files
 from glimpse.stores.vmware.session import Exists, Missing, Place, Server, Session, trust
 from glimpse.streams import Reader
 
 MARKER: Final = "glimpse-store.json"
-OBJECTS: Final = "objects"
-DATA: Final = "data"
-RECORDS: Final = "records"
-ATTEMPTS: Final = "attempts"
-
-_KEY: Final = r"[0-9a-z-]{1,80}"
-_ATTEMPT: Final = r"[0-9a-z]{1,64}"
-_NAMES: Final = {
-    OBJECTS: re.compile(rf"({_KEY})\.json"),
-    DATA: re.compile(rf"({_KEY}\.{_ATTEMPT})\.img"),
-    RECORDS: re.compile(rf"({_KEY}\.{_ATTEMPT})\.json"),
-    ATTEMPTS: re.compile(rf"({_KEY}\.{_ATTEMPT})\.(json|alive)"),
-}
-"""What of us is in each folder. Whatever has another name is somebody else's."""
-
-_NOTHING: Final = re.compile(r"(?!)")
-_SIGN: Final = "sign"
 
 _NO_ROOM: Final = 8 << 20
 """Bytes of room at which a write that failed has failed for want of it."""
@@ -66,7 +61,7 @@ class VMware:
     Config: ClassVar[type[BaseModel]] = VMwareConfig
 
     patience: ClassVar[float] = 50.0
-    """Seconds that a silent server is waited for, and a task; less than half a lease."""
+    """Seconds that a silent server is waited for, and a task, or a copy that stands still; less than half a lease."""
     lease: ClassVar[float] = 120.0
     """Seconds after which an attempt without a sign of life is taken for dead."""
     page: ClassVar[int] = 1000
@@ -83,6 +78,7 @@ class VMware:
         context = trust(ca_bundle, config.thumbprint)
         self._server = Server(self._place, secret["username"], secret["password"], context, self.patience)
         self._files = Files(self._server)
+        self._attempts = Attempts(self._files, self._place, self.lease)
         self._made = False
         self._room: tuple[float, Capacity] | None = None
         weakref.finalize(self, self._server.end)  # a session that nobody ends counts for half an hour
@@ -94,57 +90,54 @@ class VMware:
 
     def put(self, key: str, attempt: str, body: Reader, record: Callable[[], bytes], /) -> Stat:
         """Write ticket, bytes and record of this attempt, then move the ticket."""
-        with self._border():
-            self._make_room(key)
-            if not self._made:
-                self._make_folders()
-            self._reap(key)
-        name = f"{key}.{attempt}"
-        try:
-            with self._border(), Lease(lambda: self._renew(name), self.lease) as lease:
-                self._files.write(_ticket(name), json.dumps({"attempt": attempt}).encode())
-                stat = self._write(key, name, body, record)
-                lease.check()
-                self._commit(key, attempt)
-        except BaseException:
-            with suppress(Problem, Missing):
-                self._bury(key, attempt)
-            raise
-        with suppress(Problem, Missing):  # it is stored; a sign of life that stays runs out by itself
-            self._files.remove(_sign(name))
-        return stat
+        return self._make(key, attempt, lambda name: self._files.send(data_of(name), body), record)
 
     @contextmanager
     def get(self, key: str, /, offset: int = 0, length: int | None = None) -> Iterator[Reader]:
         """Read the bytes that the ticket names."""
         with ExitStack() as stack:
             with self._border(key):
-                reader = stack.enter_context(self._files.open(_data(f"{key}.{self._sure(key)}"), offset, length))
+                reader = stack.enter_context(
+                    self._files.open(data_of(f"{key}.{self._attempts.sure(key)}"), offset, length)
+                )
             yield reader
+
+    def clone(self, source: str, key: str, attempt: str, record: bytes, /) -> Stat:
+        """Have the datastore copy the bytes; all else is done as for a put."""
+        with self._border(source):
+            original = f"{source}.{self._attempts.sure(source)}"
+            size = self._attempts.look(original).size
+
+        def fill(name: str) -> int:
+            with self._border(source):
+                copy(self._server, data_of(original), data_of(name), lambda: self._attempts.size(name))
+            return size
+
+        return self._make(key, attempt, fill, lambda: record)
 
     def stat(self, key: str, /) -> Stat:
         """Look at the bytes that the ticket names. The record is read before: a removal takes the bytes first."""
         with self._border(key):
-            name = f"{key}.{self._sure(key)}"
-            line = self._read(_record(name))
-            file = self._look(name)
-            return Stat(key, file.size, self._location(name), file.modified, line)
+            name = f"{key}.{self._attempts.sure(key)}"
+            line = self._files.peek(record_of(name))
+            file = self._attempts.look(name)
+            return Stat(key, file.size, self._attempts.location(name), file.modified, line)
 
     def update(self, key: str, record: bytes, /) -> None:
         """Write the new record aside and move it over the old one."""
         with self._border(key):
-            attempt = self._sure(key)
-            self._look(f"{key}.{attempt}")
-            target, aside = _record(f"{key}.{attempt}"), _ticket(f"{key}.{token_hex(8)}")
+            attempt = self._attempts.sure(key)
+            self._attempts.look(f"{key}.{attempt}")
+            target, aside = record_of(f"{key}.{attempt}"), ticket_of(f"{key}.{token_hex(8)}")
             try:
                 self._files.write(aside, record)
                 self._files.move(aside, target, force=True)
             except BaseException as error:
                 with suppress(Problem, Missing):
                     self._files.remove(aside)
-                if not isinstance(error, Missing) or self._read(target) != record:  # its answer alone may be lost
+                if not isinstance(error, Missing) or self._files.peek(target) != record:  # its answer alone may be lost
                     raise
-            if self._winner(key) != attempt:  # it was deleted meanwhile, maybe before its new record came
+            if self._attempts.winner(key) != attempt:  # it was deleted meanwhile, maybe before its new record came
                 self._files.remove(target)
                 raise Missing
 
@@ -153,36 +146,34 @@ class VMware:
         base, _, attempt = key.partition(".")
         with self._border():
             if not attempt:
-                self._discard(base)
-            self._reap(base, attempt or "*")
+                self._attempts.discard(base)
+            self._attempts.reap(base, attempt or "*")
 
     def list(self, prefix: str = "", /) -> Iterator[Stat]:
         """Tickets first, then the bytes, which are whole if a ticket named them before."""
         with self._border():
-            tickets = [
-                match[1]
-                for file in self._find(f"{prefix}*", OBJECTS)
-                if (match := _NAMES[OBJECTS].fullmatch(file.name)) and match[1].startswith(prefix)
-            ]
-            attempts = self._attempts(f"{prefix}*")
-        for start in range(0, len(tickets), self.page):
-            keys = tickets[start : start + self.page]
+            objects = self._attempts.objects(prefix)
+            attempts = self._attempts.find(f"{prefix}*")
+        for start in range(0, len(objects), self.page):
+            keys = objects[start : start + self.page]
             with ThreadPoolExecutor(_READERS, "records") as pool, self._border():
                 named = list(pool.map(self._named, keys))
             for key, (name, line) in zip(keys, named, strict=True):
                 file = attempts.pop(name, {}).get(DATA)
                 if file is not None and line is not None:
-                    yield Stat(key, file.size, self._location(name), file.modified, line)
+                    yield Stat(key, file.size, self._attempts.location(name), file.modified, line)
                     continue
                 try:
                     yield self.stat(key)  # its record is lost, or it was deleted meanwhile, or written anew
                 except NotFound:
-                    if self._read(_object(key)) is not None:  # somebody has removed its bytes, or spoiled its ticket
-                        yield Stat(key, 0, self._location(name or key), 0.0, None, partial=True)
+                    if (
+                        self._files.peek(object_of(key)) is not None
+                    ):  # somebody has removed its bytes, or spoiled its ticket
+                        yield Stat(key, 0, self._attempts.location(name or key), 0.0, None, partial=True)
         for name, files in attempts.items():
             size = files[DATA].size if DATA in files else 0
             modified = max(file.modified for file in files.values())
-            yield Stat(name, size, self._location(name), modified, None, partial=True)
+            yield Stat(name, size, self._attempts.location(name), modified, None, partial=True)
 
     def probe(self) -> Capacity:
         """Ask for the datastore's summary. `claim` tries whether we may write."""
@@ -202,7 +193,7 @@ class VMware:
         """Read the marker; a new one is written aside and moved, which fails if another was there first."""
         with self._border():
             if (found := self._owner()) is None:
-                self._find(MARKER)  # the folder
+                self._files.find(MARKER)  # the folder
                 if not fresh:
                     raise StoreUnavailable(
                         f"{self._place.path()} has no {MARKER}, which was there before: is it the same datastore, "
@@ -216,156 +207,57 @@ class VMware:
             raise StoreUnavailable(f"{self._place.path()} has lost its {MARKER} again: somebody removes files there")
         return found
 
-    def _write(self, key: str, name: str, body: Reader, record: Callable[[], bytes]) -> Stat:
+    def _make(self, key: str, attempt: str, fill: Callable[[str], int], record: Callable[[], bytes]) -> Stat:
+        """Have an attempt filled, and commit it. `fill` makes the file with its bytes, and says how many they are."""
+        with self._border():
+            self._attempts.make_room(key)
+            if not self._made:
+                self._make_folders()
+            self._attempts.reap(key)
+        name = f"{key}.{attempt}"
+        try:
+            with self._border(), Lease(lambda: self._attempts.renew(name), self.lease) as lease:
+                self._attempts.begin(key, attempt)
+                stat = self._write(key, name, fill, record)
+                lease.check()
+                self._attempts.commit(key, attempt)
+        except BaseException:
+            with suppress(Problem, Missing):
+                self._attempts.bury(key, attempt)
+            raise
+        with suppress(Problem, Missing):  # it is stored; a sign of life that stays runs out by itself
+            self._files.remove(sign_of(name))
+        return stat
+
+    def _write(self, key: str, name: str, fill: Callable[[str], int], record: Callable[[], bytes]) -> Stat:
         """Bytes and record of an attempt; see that all of them are there."""
         try:
-            sent = self._files.send(_data(name), body)
+            size = fill(name)
         except StoreUnavailable as error:
             raise self._full() or error from error
         line = record()
-        self._files.write(_record(name), line)
-        file = self._look(name)
-        if file.size != sent:
+        self._files.write(record_of(name), line)
+        file = self._attempts.look(name)
+        if file.size != size:
             raise self._full() or StoreUnavailable(
-                f"{self._location(name)} has {file.size} of the {sent} bytes that were sent"
+                f"{self._attempts.location(name)} has {file.size} of the {size} bytes that it was given"
             )
-        return Stat(key, sent, self._location(name), file.modified, line)
-
-    def _commit(self, key: str, attempt: str) -> None:
-        """Move the ticket. Where the answer is lost the ticket is removed: then it can only have been moved before."""
-        ticket = _ticket(f"{key}.{attempt}")
-        try:
-            self._files.move(ticket, _object(key))
-        except (Exists, Missing, StoreUnavailable) as error:
-            if not self._files.remove(ticket) and self._winner(key) == attempt:
-                return
-            match error:
-                case Exists():
-                    raise StoreConflict(f"{key} was written by another attempt meanwhile") from error
-                case Missing():
-                    raise StoreUnavailable(f"attempt {attempt} on {key} was taken for dead, and removed") from error
-            raise
-
-    def _bury(self, key: str, attempt: str) -> None:
-        """Remove an attempt, unless it has become the object. Without its ticket it cannot any more."""
-        name = f"{key}.{attempt}"
-        self._files.remove(_ticket(name))
-        if self._winner(key) != attempt:
-            self._remove(name)
-
-    def _remove(self, name: str) -> None:
-        """Remove what an attempt has written, the bytes first: who has read the record then misses them."""
-        for path in (_data(name), _record(name), _sign(name)):
-            self._files.remove(path)
-
-    def _reap(self, key: str, attempt: str = "*") -> None:
-        """Remove dead attempts on `key`, or one if it is dead, and what is left of objects that were taken away."""
-        for name, files in self._attempts(f"{key}.{attempt}.*").items():
-            if not self._lives(name, files.get(_SIGN)):
-                if ATTEMPTS in files:
-                    self._finish(key, _ticket(name))
-                self._bury(key, name.rpartition(".")[2])
-
-    def _discard(self, key: str, expected: bytes | None = None) -> None:
-        """Take the ticket of an object away, if there is one and it is the `expected`, and remove what it names."""
-        aside = _ticket(f"{key}.{token_hex(8)}")
-        with suppress(Missing, Exists):  # or its answer alone is lost
-            self._files.move(_object(key), aside)
-        words = self._read(aside)
-        if words is None:
-            return
-        if expected not in {None, words}:
-            with suppress(Missing, Exists):
-                self._files.move(aside, _object(key))
-            return
-        self._finish(key, aside)
-        self._files.remove(aside)
-
-    def _finish(self, key: str, ticket: str) -> None:
-        """Remove what a ticket names that was the ticket of an object; whoever finds it does that."""
-        named = _named(self._read(ticket) or b"")
-        if named and ticket != _ticket(f"{key}.{named}") and self._winner(key) != named:
-            self._remove(f"{key}.{named}")
-
-    def _make_room(self, key: str) -> None:
-        """See that there is no object. A ticket whose bytes somebody has removed is damage, and in the way."""
-        while (words := self._read(_object(key))) is not None:
-            with suppress(Missing):
-                if attempt := _named(words):
-                    self._look(f"{key}.{attempt}")
-                    raise StoreConflict(f"{self._location(f'{key}.{attempt}')} exists, and objects are written once")
-            if self._read(_object(key)) == words:
-                self._discard(key, words)
+        return Stat(key, size, self._attempts.location(name), file.modified, line)
 
     def _make_folders(self) -> None:
         for folder in (ATTEMPTS,) if self._made else (ATTEMPTS, OBJECTS, DATA, RECORDS):
             self._files.make_folder(folder)
         self._made = True
 
-    def _renew(self, name: str) -> None:
-        self._files.write(_sign(name), repr(self._files.now()).encode())
-
-    def _lives(self, name: str, sign: File | None) -> bool:
-        """Whether an attempt has given a sign of life within a lease, by the server's clock, of which it told."""
-        if sign is None:
-            return False
-        try:
-            since = float(self._files.read(_sign(name)))
-        except Missing:
-            return False
-        except ValueError:
-            since = sign.modified  # it is just being written, or for ever half written
-        return self._files.now() - since < self.lease
-
-    def _winner(self, key: str) -> str | None:
-        """The attempt that is the object; None if there is no object."""
-        ticket = self._read(_object(key))
-        return None if ticket is None else _named(ticket)
-
-    def _sure(self, key: str) -> str:
-        """The same. Raises Missing if there is no object."""
-        if attempt := _named(self._files.read(_object(key))):
-            return attempt
-        raise Missing
-
     def _named(self, key: str) -> tuple[str, bytes | None]:
         """What the ticket of an object names, and its record; no name if it says nothing, or is gone."""
-        attempt = self._winner(key)
+        attempt = self._attempts.winner(key)
         if not attempt:
             return "", None
-        return f"{key}.{attempt}", self._read(_record(f"{key}.{attempt}"))
-
-    def _attempts(self, pattern: str) -> dict[str, dict[str, File]]:
-        """Files that belong to attempts, by their names and what they are: DATA, RECORDS, ATTEMPTS or _SIGN."""
-        found: dict[str, dict[str, File]] = {}
-        for file in self._files.find(pattern, below=True):
-            if file.folder != OBJECTS and (match := _NAMES.get(file.folder, _NOTHING).fullmatch(file.name)):
-                kind = _SIGN if file.name.endswith(".alive") else file.folder
-                found.setdefault(match[1], {})[kind] = file
-        return found
-
-    def _look(self, name: str) -> File:
-        """The file with the bytes of an attempt. Raises Missing."""
-        for file in self._find(f"{name}.img", DATA):
-            return file
-        raise Missing
-
-    def _find(self, pattern: str, folder: str = "") -> Sequence[File]:
-        """Files in a folder; none where a folder of ours is not made yet."""
-        try:
-            return self._files.find(pattern, folder)
-        except Missing:
-            if not folder:
-                raise
-            return []
-
-    def _read(self, path: str) -> bytes | None:
-        with suppress(Missing):
-            return self._files.read(path)
-        return None
+        return f"{key}.{attempt}", self._files.peek(record_of(f"{key}.{attempt}"))
 
     def _owner(self) -> str | None:
-        marker = self._read(MARKER)
+        marker = self._files.peek(MARKER)
         try:
             return None if marker is None else str(json.loads(marker)["owner"])
         except (ValueError, TypeError, KeyError):
@@ -395,9 +287,6 @@ class VMware:
                 return self._server.full()
         return None
 
-    def _location(self, name: str) -> str:
-        return f"https://{self._place.server}{self._place.url(_data(name))}"
-
     @contextmanager
     def _border(self, key: str | None = None) -> Iterator[None]:
         """With `key`, a missing file means that the object is not there; else that our place is not."""
@@ -405,41 +294,12 @@ class VMware:
             yield
         except Missing as error:
             if key is not None:
-                raise NotFound(f"{self._place.path(_object(key))} does not exist") from error
+                raise NotFound(f"{self._place.path(object_of(key))} does not exist") from error
             self._made = False
             raise StoreUnavailable(
                 f"there is no folder {self._place.path()}, or something in it is lost: make it, or mount the volume "
                 "on which it is"
             ) from error
-
-
-def _object(key: str) -> str:
-    return f"{OBJECTS}/{key}.json"
-
-
-def _data(name: str) -> str:
-    return f"{DATA}/{name}.img"
-
-
-def _record(name: str) -> str:
-    return f"{RECORDS}/{name}.json"
-
-
-def _ticket(name: str) -> str:
-    return f"{ATTEMPTS}/{name}.json"
-
-
-def _sign(name: str) -> str:
-    return f"{ATTEMPTS}/{name}.alive"
-
-
-def _named(ticket: bytes) -> str:
-    """The attempt that a ticket names; none if somebody has spoiled it."""
-    try:
-        attempt = str(json.loads(ticket)["attempt"])
-    except (ValueError, TypeError, KeyError):
-        return ""
-    return attempt if re.fullmatch(_ATTEMPT, attempt) else ""
 
 
 def _summary(session: Session) -> Any:

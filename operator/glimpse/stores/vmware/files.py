@@ -55,6 +55,12 @@ class Files:
 
         return self._server.call(read)
 
+    def peek(self, path: str) -> bytes | None:
+        """Read a small file, if there is one."""
+        with suppress(Missing):
+            return self.read(path)
+        return None
+
     def write(self, path: str, data: bytes) -> None:
         """Write a small file, over one that is there. Who reads it meanwhile may see half of it."""
 
