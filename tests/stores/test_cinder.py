@@ -152,7 +152,7 @@ class Fixtures(StoreFixtures):
             def dead() -> bool:
                 service = driver._service  # type: ignore[attr-defined]
                 return not any(
-                    driver._alive(each)  # type: ignore[attr-defined]
+                    driver._attempts.alive(each)  # type: ignore[attr-defined]
                     for each in service.find({"glimpse-store": "default"}, 100)
                     if each.metadata["glimpse-state"] != "stored"
                 )

@@ -11,26 +11,13 @@ Cinder has no names that are unique and no rename that fails, so what a volume i
     glimpse-record            in how many parts the record is: glimpse-record-00, …; a value has 255 characters at most
     (the description)         the last sign of life of who writes it (glimpse.lease)
 
-The commit is the change of `glimpse-state` to `stored`: one value, in one transaction of Cinder's database. That only
-one attempt on a key makes it is seen to by a mutual exclusion that needs nothing but such values, one written by each:
-Burns' and Lamport's one-bit algorithm. An attempt declares itself `ready`, which also writes the record, and looks at
-all volumes of its key afterwards. If one is stored, it has lost. If another one is ready whose id is smaller, it goes
-back to `writing`, waits until that one is done, and begins again. If another one is ready at all, it waits. Else it is
-alone, and stores: of two that were alone at once, the one that declared itself later would have seen the other. Who is
-ready and dead, by its lease, is passed over; so it looks at its lease just before, and its request ends before the
-lease does. It looks at its volume afterwards, too: who took it for dead has it removed.
-
-A volume that Cinder is removing is gone, at once and for everybody. Whoever reads has the image open, and Ceph does
-not remove what is open: then Cinder gives up, and the volume is left as `removed`, for who has read it, or else for the
-next one who passes by.
+Which of several attempts becomes the object, and how one is removed: see `attempts`.
 """
 
-import re
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
-from datetime import UTC, datetime
 from functools import partial
 from importlib import import_module
 from secrets import token_hex
@@ -40,7 +27,6 @@ from urllib.parse import quote, urlsplit
 from pydantic import BaseModel
 
 from glimpse.ceph import LIBRARIES, Pipe, Range
-from glimpse.lease import Lease
 from glimpse.problems import (
     InvalidConfiguration,
     NotFound,
@@ -49,14 +35,12 @@ from glimpse.problems import (
     StoreUnavailable,
 )
 from glimpse.stores import Capacity, Stat
+from glimpse.stores.cinder.attempts import Attempts
 from glimpse.stores.cinder.config import CinderConfig, login
 from glimpse.stores.cinder.image import Ceph, Nothing, Watch, Way, way
 from glimpse.stores.cinder.service import POLLS, Refused, Service, Volume
 from glimpse.stores.cinder.volumes import (
-    ATTACHED,
-    ATTEMPT,
     GIB,
-    GONE,
     KEY,
     MARKER,
     OWNER,
@@ -66,7 +50,6 @@ from glimpse.stores.cinder.volumes import (
     STATE,
     STORE,
     WRITTEN,
-    is_ready,
     is_stored,
     joined,
     name,
@@ -79,12 +62,8 @@ from glimpse.streams import CHUNK, HOLE, Reader
 
 WAYS: Final = 1000
 """Volumes of which it is remembered how they are reached."""
-REFUSALS: Final = 4
-"""Times that Cinder says no to the removal of a volume which is not in use, before it is believed."""
 STEP: Final = 8
 """GiB by which a volume grows at most, where nobody knows how large it will be."""
-
-_ALIVE: Final = re.compile(r"alive at (\S+Z)")
 
 
 class Cinder:
@@ -125,6 +104,15 @@ class Cinder:
             patience=self.patience,
             settling=self.settling,
         )
+        self._attempts = Attempts(
+            self._service,
+            self._endpoint,
+            self._place,
+            {"volume_type": config.volume_type, "availability_zone": config.availability_zone},
+            lease=self.lease,
+            page=self.page,
+            patience=self.patience,
+        )
         self._ceph = Ceph(self.patience)
         self._ways: dict[str, Way] = {}
         self._unwritten: dict[str, int] = {}
@@ -137,16 +125,16 @@ class Cinder:
 
     def put(self, key: str, attempt: str, body: Reader, record: Callable[[], bytes], /) -> Stat:
         """Write a volume of this attempt, then have it stored as the only one."""
-        volumes = self._of(key)
+        volumes = self._attempts.of(key)
         if stored(volumes):
             raise StoreConflict(f"an object {key} exists in {self._endpoint}, and objects are written once")
-        self._reap(volumes)
-        with self._made(key, attempt, gigabytes_of(body.size or 0)) as (volume, lease):
+        self._attempts.reap(volumes)
+        with self._attempts.made(key, attempt, gigabytes_of(body.size or 0)) as (volume, lease):
             try:
                 size = self._write(volume, body)
                 line = record()
-                stat = Stat(key, size, self._location(volume.id), float(int(self._service.now)), line)
-                self._commit(
+                stat = Stat(key, size, self._attempts.location(volume.id), float(int(self._service.now)), line)
+                self._attempts.commit(
                     volume.id, key, {SIZE: str(size), WRITTEN: f"{stat.modified:.0f}", **parts(RECORD, line)}, lease
                 )
             finally:
@@ -156,7 +144,7 @@ class Cinder:
     @contextmanager
     def get(self, key: str, /, offset: int = 0, length: int | None = None) -> Iterator[Reader]:
         """Read blocks ahead, several at once."""
-        volume = self._find(key)
+        volume = self._attempts.find(key)
         left = max(size_of(volume) - offset, 0)
         left = left if length is None else min(left, length)
         if not left:
@@ -166,29 +154,29 @@ class Cinder:
             stack.callback(self._left, volume.id)
             there, image = self._open(stack, volume.id)
             border = partial(self._ceph.border, there)
-            watch = Watch(partial(self._confirm, volume.id))
+            watch = Watch(partial(self._attempts.confirm, volume.id))
             reader = Range(image, offset, left, self.block, border=border, confirm=watch, patience=self.patience)
             stack.callback(reader.close)
             yield reader
 
     def stat(self, key: str, /) -> Stat:
         """Read the metadata."""
-        return self._stat(self._find(key))
+        return self._stat(self._attempts.find(key))
 
     def update(self, key: str, record: bytes, /) -> None:
         """Replace the metadata, in one transaction; one at a time."""
         with self._updating:
-            self._service.note(self._find(key).id, parts(RECORD, record))
+            self._service.note(self._attempts.find(key).id, parts(RECORD, record))
 
     def delete(self, key: str, /) -> None:
         """Remove the volume; Cinder refuses that while it has snapshots, or is attached to a machine."""
         base, dot, _ = key.partition(".")
-        volumes = self._of(base)
+        volumes = self._attempts.of(base)
         if dot:
             volumes = [each for each in volumes if name(each) == key]
         elif found := stored(volumes):
-            self._drop(found)
-        self._reap(volumes, strict=True)
+            self._attempts.drop(found)
+        self._attempts.reap(volumes, strict=True)
 
     def list(self, prefix: str = "", /) -> Iterator[Stat]:
         """A volume is in one listing once, whatever becomes of it meanwhile. What is being removed is not."""
@@ -197,7 +185,8 @@ class Cinder:
             if not key.startswith(prefix) or each.status == "deleting":
                 continue
             if not is_stored(each):
-                yield Stat(name(each), each.gigabytes * GIB, self._location(each.id), each.created, partial=True)
+                where = self._attempts.location(each.id)
+                yield Stat(name(each), each.gigabytes * GIB, where, each.created, partial=True)
             elif key != MARKER:
                 yield self._stat(each)
 
@@ -206,7 +195,7 @@ class Cinder:
 
         The marker is written as an object is: what it says to Cinder, its bytes to Ceph.
         """
-        if marker := stored(self._of(MARKER)):
+        if marker := stored(self._attempts.of(MARKER)):
             self._service.note(marker.id, {PROBED: f"{self._service.now:.0f}"})
             with ExitStack() as stack:
                 there, image = self._open(stack, marker.id)
@@ -224,7 +213,7 @@ class Cinder:
 
         Before that its image is opened, so a key or a type of volumes that cannot work is found at once.
         """
-        volumes = self._of(MARKER)
+        volumes = self._attempts.of(MARKER)
         if marker := stored(volumes):
             return self._owner(marker)
         if not fresh:
@@ -232,15 +221,15 @@ class Cinder:
                 f"{self._endpoint} has no volume glimpse-{MARKER}, which was there before: is it another project, or "
                 "another Cinder that is mounted in its place?"
             )
-        self._reap(volumes)
+        self._attempts.reap(volumes)
         with (
             suppress(StoreConflict),
-            self._made(MARKER, token_hex(8), 1, parts(OWNER, owner.encode())) as (volume, lease),
+            self._attempts.made(MARKER, token_hex(8), 1, parts(OWNER, owner.encode())) as (volume, lease),
         ):
             with self._attached(volume.id, "rw") as there, self._ceph.image(there):
                 pass
-            self._commit(volume.id, MARKER, {SIZE: "0", WRITTEN: f"{self._service.now:.0f}"}, lease)
-        return self._owner(self._find(MARKER))
+            self._attempts.commit(volume.id, MARKER, {SIZE: "0", WRITTEN: f"{self._service.now:.0f}"}, lease)
+        return self._owner(self._attempts.find(MARKER))
 
     @classmethod
     def preload(cls) -> None:
@@ -250,41 +239,6 @@ class Cinder:
                 import_module(module)
 
     # Writing
-
-    @contextmanager
-    def _made(
-        self, key: str, attempt: str, gigabytes: int, more: Mapping[str, str] | None = None
-    ) -> Iterator[tuple[Volume, Lease]]:
-        """A new volume, alive as long as the block lasts; removed if it fails. Raises StoreFull."""
-        made = None
-        try:
-            with self._typed():
-                made = self._service.create(
-                    name=f"glimpse-{key}",
-                    size=gigabytes,
-                    description=self._sign(),
-                    volume_type=self._config.volume_type,
-                    availability_zone=self._config.availability_zone,
-                    metadata={STORE: self._place, KEY: key, ATTEMPT: attempt, STATE: "writing", **(more or {})},
-                )
-            volume = made
-            with Lease(partial(self._live, volume), self.lease) as lease:
-                yield self._service.settle(volume, "available"), lease
-        except BaseException:
-            with suppress(Problem):
-                for each in self._of(key):
-                    # An answer that was lost leaves a volume whose id nobody was told.
-                    unknown = made is None and each.metadata.get(ATTEMPT) == attempt and not is_stored(each)
-                    if each.id == made or unknown:
-                        self._drop(each)
-            raise
-
-    @contextmanager
-    def _typed(self) -> Iterator[None]:
-        try:
-            yield
-        except NotFound as problem:
-            raise StoreUnavailable(f"{problem.message}; create it, or mend volumeType") from problem
 
     def _write(self, volume: Volume, body: Reader) -> int:
         """All of `body`; how much that is. A volume that turns out to be too small is enlarged between two writes."""
@@ -316,46 +270,6 @@ class Cinder:
                 self._unwritten[volume.id] = room * GIB - passed
         return passed
 
-    def _commit(self, volume: str, key: str, notes: Mapping[str, str], lease: Lease) -> None:
-        """Have a volume stored, if no other one is: see the module. Raises StoreConflict, StoreUnavailable."""
-        self._service.note(volume, {STATE: "ready", **notes})
-        self._wait(volume, key)
-        lease.check()
-        try:
-            self._service.note(volume, {STATE: "stored"}, within=self.lease / 4)
-        except NotFound:
-            held = False
-        except StoreUnavailable:
-            held = self._holds(volume)
-            if not held:
-                raise
-        else:
-            try:
-                held = self._holds(volume)
-            except StoreUnavailable:
-                held = True  # Cinder has said so, in time
-        if not held:
-            raise StoreUnavailable(f"this attempt on {key} was taken for dead, as no sign of life had come in time")
-
-    def _wait(self, volume: str, key: str) -> None:
-        """Until this volume, which is ready, is the only one that is. Raises StoreConflict, StoreUnavailable."""
-        ready, deadline, pauses = True, time.monotonic() + 2 * self.lease, iter(POLLS)
-        while time.monotonic() < deadline:
-            others = [each for each in self._of(key) if each.id != volume]
-            if stored(others):
-                raise StoreConflict(f"an object {key} was stored by another attempt meanwhile")
-            rivals = [each.id for each in others if is_ready(each) and self._alive(each)]
-            first = all(each > volume for each in rivals)
-            if ready and not rivals:
-                return
-            if ready != first:
-                ready = first
-                self._service.note(volume, {STATE: "ready" if ready else "writing"})
-                if ready:
-                    continue
-            time.sleep(next(pauses, POLLS[-1]))
-        raise StoreUnavailable(f"another attempt on {key} has been about to be stored for {2 * self.lease:.0f} s")
-
     # Reading
 
     def _open(self, stack: ExitStack, volume: str) -> tuple[Way, Any]:
@@ -369,9 +283,9 @@ class Cinder:
                 there = self._way(volume)
                 image = stack.enter_context(self._ceph.image(there))
         except NotFound as problem:
-            self._confirm(volume)
-            raise StoreUnavailable(f"{self._location(volume)} is a volume, but {problem.message}") from problem
-        self._confirm(volume)
+            self._attempts.confirm(volume)
+            raise StoreUnavailable(f"{self._attempts.location(volume)} is a volume, but {problem.message}") from problem
+        self._attempts.confirm(volume)
         return there, image
 
     def _left(self, volume: str) -> None:
@@ -379,7 +293,7 @@ class Cinder:
         with suppress(Problem):
             found = self._service.show(volume)
             if found.metadata.get(STATE) == "removed" and found.status == "available":
-                self._drop(found)
+                self._attempts.drop(found)
 
     def _way(self, volume: str) -> Way:
         """How a volume is reached. It is attached for that moment only: others want to read it too."""
@@ -393,7 +307,7 @@ class Cinder:
             except Refused:  # somebody else has it attached, for as short a moment
                 if time.monotonic() > deadline:
                     raise
-                self._confirm(volume)
+                self._attempts.confirm(volume)
                 time.sleep(next(pauses, POLLS[-1]))
             else:
                 self._remember(volume, there)
@@ -415,102 +329,14 @@ class Cinder:
             self._ways.clear()
         self._ways[volume] = there
 
-    def _holds(self, volume: str) -> bool:
-        try:
-            return is_stored(self._service.show(volume))
-        except NotFound:
-            return False
-
-    def _confirm(self, volume: str) -> None:
-        """Raises NotFound unless it is stored."""
-        if not self._holds(volume):
-            raise NotFound(f"{self._location(volume)} has been removed")
-
-    # Finding and removing
-
-    def _of(self, key: str) -> Sequence[Volume]:
-        """All volumes of a key, whatever they are."""
-        return [*self._service.find({STORE: self._place, KEY: key}, self.page)]
-
-    def _find(self, key: str) -> Volume:
-        """The object. Raises NotFound."""
-        if found := stored(self._of(key)):
-            return found
-        raise NotFound(f"{self._endpoint} has no object {key}")
-
-    def _alive(self, volume: Volume) -> bool:
-        """Whether somebody still writes it; clocks are read in whole seconds, so one more is granted."""
-        sign = _ALIVE.search(volume.description)
-        if not sign or volume.metadata.get(STATE) == "removed" or volume.status in GONE:
-            return False
-        try:
-            then = datetime.fromisoformat(sign[1]).timestamp()
-        except ValueError:
-            return False
-        return volume.now - then <= self.lease + 1
-
-    def _live(self, volume: str) -> None:
-        self._service.describe(volume, self._sign(), within=self.lease / 4)
-
-    def _sign(self) -> str:
-        now = datetime.fromtimestamp(self._service.now, UTC).isoformat(timespec="milliseconds")
-        return f"An image of Glimpse; who writes it was alive at {now.replace('+00:00', 'Z')}."
-
-    def _reap(self, volumes: Sequence[Volume], *, strict: bool = False) -> None:
-        """Remove what is dead of these. What cannot be removed is in nobody's way, unless `strict`."""
-        for each in volumes:
-            if is_stored(each) or each.status == "deleting" or self._alive(each):
-                continue
-            try:
-                self._drop(each)
-            except Problem:
-                if strict:
-                    raise
-
-    def _drop(self, volume: Volume) -> None:
-        """Remove a volume, whatever it is. Gone for all once Cinder agrees, and waited for for a while.
-
-        If Ceph refuses, as somebody reads it, Cinder has it available again: it is no object then.
-        """
-        found, refusals, deadline, pauses = volume, 0, time.monotonic() + self.patience, iter(POLLS)
-        try:
-            while found.status != "deleting":
-                if found.status == "error_deleting":
-                    raise StoreUnavailable(
-                        f"{self._location(volume.id)} could not be removed by Cinder; see its log, and set the status "
-                        "to available: `openstack volume set --state available`"
-                    )
-                if found.status in ATTACHED:
-                    self._service.release(volume.id)
-                try:
-                    if not self._service.remove(volume.id):
-                        return
-                    break
-                except Refused as problem:
-                    refusals += found.status == "available"
-                    if refusals == REFUSALS or time.monotonic() > deadline:
-                        where = self._location(volume.id)
-                        raise StoreUnavailable(f"{where} cannot be removed. {problem.message}") from problem
-                time.sleep(next(pauses, POLLS[-1]))
-                found = self._service.show(volume.id)
-            self._service.note(volume.id, {STATE: "removed"})
-        except NotFound:
-            return
-        self._ways.pop(volume.id, None)
-        self._service.gone(volume.id, self.patience)
-
     def _stat(self, volume: Volume) -> Stat:
         written = float(volume.metadata.get(WRITTEN) or volume.created)
         key = volume.metadata.get(KEY, "")
-        return Stat(key, size_of(volume), self._location(volume.id), written, joined(RECORD, volume.metadata))
+        return Stat(key, size_of(volume), self._attempts.location(volume.id), written, joined(RECORD, volume.metadata))
 
     def _owner(self, marker: Volume) -> str:
         found = joined(OWNER, marker.metadata)
         if not found:
-            raise StoreUnavailable(
-                f"{self._location(marker.id)}, the marker of the store, does not say whose it is: restore its metadata"
-            )
+            where = self._attempts.location(marker.id)
+            raise StoreUnavailable(f"{where}, the marker of the store, does not say whose it is: restore its metadata")
         return found.decode(errors="replace")
-
-    def _location(self, volume: str) -> str:
-        return f"{self._endpoint}/volumes/{volume}"
