@@ -15,7 +15,6 @@ Which of several attempts becomes the object, and how one is removed: see `attem
 """
 
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
@@ -38,7 +37,7 @@ from glimpse.stores import Capacity, Stat
 from glimpse.stores.cinder.attempts import Attempts
 from glimpse.stores.cinder.config import CinderConfig, login
 from glimpse.stores.cinder.image import Ceph, Nothing, Watch, Way, way
-from glimpse.stores.cinder.service import POLLS, Refused, Service, Volume
+from glimpse.stores.cinder.service import Service, Volume
 from glimpse.stores.cinder.volumes import (
     GIB,
     KEY,
@@ -296,22 +295,12 @@ class Cinder:
                 self._attempts.drop(found)
 
     def _way(self, volume: str) -> Way:
-        """How a volume is reached. It is attached for that moment only: others want to read it too."""
+        """How a volume is reached. It is not attached for that: others read it too, and a machine may have it."""
         if known := self._ways.get(volume):
             return known
-        deadline, pauses = time.monotonic() + self.patience, iter(POLLS)
-        while True:
-            try:
-                with self._attached(volume, "ro") as there:
-                    pass
-            except Refused:  # somebody else has it attached, for as short a moment
-                if time.monotonic() > deadline:
-                    raise
-                self._attempts.confirm(volume)
-                time.sleep(next(pauses, POLLS[-1]))
-            else:
-                self._remember(volume, there)
-                return there
+        there = way(self._service.connection(volume), self._ceph_key)
+        self._remember(volume, there)
+        return there
 
     @contextmanager
     def _attached(self, volume: str, mode: str) -> Iterator[Way]:
