@@ -452,7 +452,8 @@ def test_a_volume_with_snapshots_stays(cloud: Cloud, project: str, ref: StoreRef
 def test_a_volume_is_made_from_an_image(cloud: Cloud, project: str, ref: StoreRef) -> None:
     """As `openstack volume create --source` does: a clone in Ceph with the right bytes, which is no object of ours.
 
-    It is whole as well when the image has gone.
+    It is whole as well when the image has gone. When both have gone, Cinder has left the bytes of the image in Ceph: as
+    long as it does, the store makes no clones itself.
     """
     store, data = open_store(ref), noise(3 * CHUNK)
     put(store, KEY, data)
@@ -472,6 +473,7 @@ def test_a_volume_is_made_from_an_image(cloud: Cloud, project: str, ref: StoreRe
     assert start(cloud, image, len(data) + CHUNK) == data + bytes(CHUNK)
     cloud.call(project, "DELETE", f"/volumes/{disk}")
     cloud.reaches(project, disk)
+    assert f"volume-{source['id']}.deleted" in rbd(cloud, "ls", POOL).decode().split()
 
 
 def test_the_zone_of_a_volume(cloud: Cloud, project: str, ref: StoreRef) -> None:

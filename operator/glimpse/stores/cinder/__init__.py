@@ -12,6 +12,11 @@ Cinder has no names that are unique and no rename that fails, so what a volume i
     (the description)         the last sign of life of who writes it (glimpse.lease)
 
 Which of several attempts becomes the object, and how one is removed: see `attempts`.
+
+No object is made of another one here, though Cinder makes a volume of a volume. Its driver for Ceph makes a snapshot of
+the original for that, and never removes it: when both have gone, the bytes of the original stay in the pool, where
+nobody sees them any more. By way of a snapshot of Cinder's nothing stays; but to remove that, Cinder copies all bytes
+where Ceph makes clones of format 1, as it does by default.
 """
 
 import threading
