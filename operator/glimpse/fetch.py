@@ -127,8 +127,9 @@ class Fetcher:
         origin = self._task.origin
         if not isinstance(origin, ImageOrigin) or store.name not in {ref.name for ref in origin.stores}:
             return False
+        attempt = f"{self._task.attempt}c"  # a server may go on with a copy that has failed, under its own name
         with suppress(Problem):
-            if entry := store.clone(origin.key, origin.digest, self._key, self._task.attempt, self._ours):
+            if entry := store.clone(origin.key, origin.digest, self._key, attempt, self._ours):
                 self._record = self._record or entry.record
                 self._say(Stored(store=store.name, location=entry.location, size=entry.size))
                 return True

@@ -87,6 +87,23 @@ async def test_in_other_hands(kube: Kube, account: Account, change: dict[str, st
     assert (await read(kube, account)).status == before.status
 
 
+@pytest.mark.parametrize("how", ["stored", "failed", "released"])
+async def test_an_answer_that_is_lost(kube: Kube, account: Account, how: str) -> None:
+    """What was written, though nobody heard of it, is ours when it is written again, and not another one's."""
+    before = await kube.get(UPLOAD, account.name, account.namespace)
+    if how == "stored":
+        account.store(7, timedelta(0))
+    elif how == "failed":
+        account.fail(Refusal(400, "it broke off"))
+    else:
+        account.release()
+    await account.write()
+    said = await read(kube, account)
+    account._obj = before
+    await account.write()
+    assert (await read(kube, account)).status == said.status
+
+
 async def test_what_ends_badly(kube: Kube, account: Account) -> None:
     """It says why, in words that others go on after, and is held by nobody."""
     with pytest.raises(Refusal):

@@ -194,6 +194,7 @@ def test_what_is_no_part(tenant: Tenant, sender: str) -> None:
         ({"Content_Encoding": "gzip"}, 415, "Content-Encoding"),
         ({"Upload_Checksum": "crc32 AAAA"}, 400, "sha1"),
         ({"Upload_Checksum": "sha1 AAAA"}, 400, "another length"),
+        ({"Upload_Checksum": "sha1 \u00e9"}, 400, "another length"),
         ({"Upload_Checksum": good}, 460, "Upload-Checksum"),
         ({"Tus_Resumable": "2.0.0"}, 412, "1.0.0"),
     ]

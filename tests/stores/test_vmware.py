@@ -752,6 +752,25 @@ def test_a_copy_of_what_is_gone_is_none(ref: StoreRef, place: Path) -> None:
     assert names(place) == {"glimpse-store.json", *(of(f"{KEY}.a1") - {f"data/{KEY}.a1.img"})}
 
 
+def test_what_the_server_does_not_let_go_is_in_nobodys_way(
+    ref: StoreRef, place: Path, buried: Callable[[], None]
+) -> None:
+    """Bytes that it still holds for a dead attempt, as for a copy that runs on, stay until they can be removed."""
+    store = open_store(ref)
+    with writer(ref, OTHER, "a1", 3 << 20) as other:
+        other.kill()
+    buried()
+    file = place / "data" / f"{OTHER}.a1.img"
+    with mounted(file, "--bind", str(file)):
+        with pytest.raises(StoreUnavailable):
+            store.delete(OTHER)
+        put(store, OTHER, b"bytes", attempt="a2")
+        assert read(store, OTHER) == b"bytes"
+        assert file.exists()
+    store.delete(OTHER)
+    assert names(place) == {"glimpse-store.json"}
+
+
 def test_copies_remove_what_the_dead_left(ref: StoreRef, place: Path, buried: Callable[[], None]) -> None:
     """As a put does: an attempt on the key that died is removed by the one that follows."""
     store = open_store(ref)

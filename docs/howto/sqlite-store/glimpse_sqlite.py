@@ -219,12 +219,14 @@ class Sqlite:
     def _create(self) -> None:
         """Link a whole one: of many that turn the same file to WAL, some are told at once that it is locked."""
         new = f"{self._config.path}.{uuid.uuid4()}"
-        with _connect(new) as db:
-            db.execute("PRAGMA journal_mode = WAL")
-            db.executescript(_TABLES)
-        with contextlib.suppress(FileExistsError):
-            os.link(new, self._config.path)
-        Path(new).unlink()
+        try:
+            with _connect(new) as db:
+                db.execute("PRAGMA journal_mode = WAL")
+                db.executescript(_TABLES)
+            with contextlib.suppress(FileExistsError):
+                os.link(new, self._config.path)
+        finally:
+            Path(new).unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

@@ -87,12 +87,15 @@ class Account:
         """Write down what is said. Raises Taken, Gone if the upload is over, ApiError."""
         async with self._turn:
             while True:
-                holder = self.status.holder
+                holder, words = self.status.holder, self.status.dump()
                 try:
-                    self._obj = await self._kube.patch_status(UPLOAD, self._obj, self.status.dump(), exact=True)
+                    self._obj = await self._kube.patch_status(UPLOAD, self._obj, words, exact=True)
                 except Conflict:
                     self._obj = await self._kube.get(UPLOAD, self.name, self.namespace)
                     now = ImageUpload.model_validate(self._obj)
+                    if now.metadata.uid == self.uid and now.status.dump() == words:
+                        self._holder = holder  # the answer to it was lost, and it was said again
+                        return
                     if now.metadata.uid != self.uid or now.status.outcome == "Failed":
                         raise Gone(f"the upload {self.name} is over") from None
                     if now.status.outcome or now.status.holder != self._holder:

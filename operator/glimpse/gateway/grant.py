@@ -32,7 +32,10 @@ OTHER: Final = (
     "kubectl delete imageupload ends it, and so does a new upload when no request has come for it for some minutes."
 )
 CHANGED: Final = "The image was changed while its bytes were uploaded: they were for what it said before; upload again."
-ENDED: Final = "The upload was ended: its ImageUpload was removed, has expired, or gave way to a new one; upload again."
+ENDED: Final = (
+    "The upload was ended: its ImageUpload was removed, has expired, or gave way to a new one, or what it stored could "
+    "not be used. The image says more; upload again."
+)
 
 
 class Unwanted(Refusal):
@@ -120,7 +123,8 @@ class Grant:
         raise Refusal(503, text, retry_after=math.ceil(PROMOTE))
 
     def _there(self, obj: Object | None) -> HistoryEntry | None:
-        if obj is not None and (entry := revision(understood(obj), self.pending.revision)):
+        same = obj is not None and obj["metadata"]["uid"] == self._image.uid
+        if same and (entry := revision(understood(obj), self.pending.revision)):
             return entry
         self._still(obj)
         return None
@@ -141,7 +145,7 @@ class Grant:
             text = f"{where} was suspended while its bytes were uploaded; unset spec.suspend, then upload again."
         elif not image.spec.source.upload:
             text = f"{where} takes no uploads any more: its bytes come from elsewhere; set spec.source to upload."
-        elif now and now.upload:
+        elif now and now.upload and now.upload.uid != self._uid:
             text = "Another upload for this image has taken the place of yours. Wait for its end, then upload again."
         else:
             text = ENDED if generation == self._generation else CHANGED

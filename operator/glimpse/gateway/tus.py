@@ -5,7 +5,6 @@ the rules of an upload in one request hold here too.
 """
 
 import base64
-import binascii
 import hashlib
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -334,7 +333,7 @@ def _base64(text: str) -> bytes | None:
     """What is in it; None if it is none."""
     try:
         return base64.b64decode(text, validate=True)
-    except binascii.Error:
+    except ValueError:
         return None
 
 

@@ -213,7 +213,7 @@ class VMware:
             self._attempts.make_room(key)
             if not self._made:
                 self._make_folders()
-            self._attempts.reap(key)
+            self._attempts.reap(key, strict=False)
         name = f"{key}.{attempt}"
         try:
             with self._border(), Lease(lambda: self._attempts.renew(name), self.lease) as lease:

@@ -5,7 +5,7 @@ All that is done with tickets is here, to be read together: what one step takes 
 
 import json
 import re
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from secrets import token_hex
 from typing import Final
 
@@ -61,20 +61,24 @@ class Attempts:
                     raise StoreUnavailable(f"attempt {attempt} on {key} was taken for dead, and removed") from error
             raise
 
-    def bury(self, key: str, attempt: str) -> None:
-        """Remove an attempt, unless it has become the object. Without its ticket it cannot any more."""
+    def bury(self, key: str, attempt: str, *, strict: bool = True) -> None:
+        """Remove an attempt, unless it has become the object. Without its ticket it cannot any more.
+
+        Unless `strict`, files that the server still writes may stay: they are in nobody's way then.
+        """
         name = f"{key}.{attempt}"
         self._files.remove(ticket_of(name))
         if self.winner(key) != attempt:
-            self._remove(name)
+            with nullcontext() if strict else suppress(StoreUnavailable):
+                self._remove(name)
 
-    def reap(self, key: str, attempt: str = "*") -> None:
+    def reap(self, key: str, attempt: str = "*", *, strict: bool = True) -> None:
         """Remove dead attempts on `key`, or one if it is dead, and what is left of objects that were taken away."""
         for name, files in self.find(f"{key}.{attempt}.*").items():
             if not self._lives(name, files.get(_SIGN)):
                 if ATTEMPTS in files:
                     self._finish(key, ticket_of(name))
-                self.bury(key, name.rpartition(".")[2])
+                self.bury(key, name.rpartition(".")[2], strict=strict)
 
     def discard(self, key: str, expected: bytes | None = None) -> None:
         """Take the ticket of an object away, if there is one and it is the `expected`, and remove what it names."""

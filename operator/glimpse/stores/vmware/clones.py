@@ -2,6 +2,7 @@
 
 That may take hours, so it is waited for as long as it goes on. It is the server's work, which goes on without us too:
 who leaves before its end has it cancelled and waits for that, or it would write behind our back what was just removed.
+After a worker that was killed it goes on, under the name of a dead attempt, and is removed when it has ended.
 """
 
 import time
