@@ -701,7 +701,7 @@ async def test_a_reference_is_copied_by_the_datastore(ref: StoreRef, vcenter: VC
     assert isinstance(answer, Done), answer
     assert wire.passed < 1 << 20
     store.delete(KEY)
-    assert names(place) == {"glimpse-store.json", *of(f"{OTHER}.b1")}
+    assert names(place) == {"glimpse-store.json", *of(f"{OTHER}.b1c")}
     assert read(store, OTHER) == data
     found = store.stat(OTHER).record
     assert found is not None
