@@ -128,7 +128,7 @@ async def test_an_outage_kills_nobody(cluster: Cluster, tmp_path: Path) -> None:
             await operator.until("readyz", ok)
             async with asyncio.timeout(120):
                 await between.asked("WATCH", IMAGE.path(), between.count("WATCH", IMAGE.path()) + 1)
-            assert (await operator.page("healthz"))[0] == 200
+            await operator.until("healthz", ok)  # 3 s of silence are soon over on a busy machine
             assert process.child
             assert process.child.poll() is None
         finally:

@@ -28,7 +28,9 @@ ETAG = f'"sha256:{hashlib.sha256(DATA).hexdigest()}"'
 @pytest.fixture
 def own(cluster: Cluster, tmp_path: Path) -> Iterator[Glimpse]:
     """A gateway that a test may stop."""
-    server = Glimpse(tmp_path / "gateway", cluster=cluster, settings={"GLIMPSE_GATEWAY_DRAIN": "3"})
+    # A client that stands still is borne with for as long as a slow machine needs to start all others.
+    settings = {"GLIMPSE_GATEWAY_DRAIN": "3", "GLIMPSE_GATEWAY_IDLE": "900"}
+    server = Glimpse(tmp_path / "gateway", cluster=cluster, settings=settings)
     with server.running("gateway"):
         yield server
 
