@@ -450,14 +450,15 @@ def main() -> int:
     folder = Path(tempfile.mkdtemp(prefix="glimpse-bench-", dir=arguments.folder))
     try:
         bench = Bench(folder, arguments.mib, arguments.rounds)
-        for kind in kinds:
-            bench.measure(kind)
+        steps = [partial(bench.measure, kind) for kind in kinds]
         if set(TOGETHER) <= {*kinds}:
-            bench.together()
+            steps.append(bench.together)
+        for step in steps:
+            step()
+            if not arguments.dry:  # at once: what was measured stays, though a server breaks down afterwards
+                PAGE.write_text(bench.page(f"make bench STORES={arguments.stores}"))
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    if not arguments.dry:
-        PAGE.write_text(bench.page(f"make bench STORES={arguments.stores}"))
     return 0
 
 
