@@ -450,7 +450,7 @@ def main() -> int:
     folder = Path(tempfile.mkdtemp(prefix="glimpse-bench-", dir=arguments.folder))
     try:
         bench = Bench(folder, arguments.mib, arguments.rounds)
-        steps = [partial(bench.measure, kind) for kind in kinds]
+        steps: list[Callable[[], None]] = [partial(bench.measure, kind) for kind in kinds]
         if set(TOGETHER) <= {*kinds}:
             steps.append(bench.together)
         for step in steps:
