@@ -345,6 +345,7 @@ class Bench:
         command = [sys.executable, __file__, "--one", who, action, str(self.folder), str(self.sources[mib])]
         out = subprocess.run(command, input=json.dumps(words), check=True, stdout=subprocess.PIPE, text=True).stdout
         seconds, memory = json.loads(out)
+        print(f"  {'+'.join(where.kind for where in places)} {who} {action}: {seconds:.2f} s", flush=True)
         return seconds, memory
 
     def measure(self, kind: str) -> None:

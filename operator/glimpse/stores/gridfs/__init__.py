@@ -242,7 +242,8 @@ class GridFS:
                 seen = {"_id": found["_id"], "metadata.renewed": found["metadata"]["renewed"]}
                 if files.update_one(seen, {"$set": {"metadata.renewed": DEAD}}).matched_count:
                     of = {"files_id": found["_id"]}
-                    last = self._bucket.chunks.find_one(of, {"n": 1, "_id": 0}, sort=[("n", -1)])
+                    with self._bucket.patient():
+                        last = self._bucket.chunks.find_one(of, {"n": 1, "_id": 0}, sort=[("n", -1)])
                     self._bucket.remove(found["_id"], found["chunkSize"], last["n"] + 1 if last else 0)
 
     def _find(self, key: str) -> Document:

@@ -12,9 +12,9 @@ from glimpse.problems import StoreConflict, StoreUnavailable
 from glimpse.stores.gridfs.bucket import Bucket, Document, is_duplicate
 from glimpse.streams import Reader
 
-MESSAGE: Final = 4 << 20
+MESSAGE: Final = 8 << 20
 """Bytes of chunks in one request, if a chunk is not larger; the protocol allows 48 MB."""
-IN_FLIGHT: Final = 4
+IN_FLIGHT: Final = 2
 """Requests with chunks that are under way at once."""
 DEAD: Final = datetime(1970, 1, 1, tzinfo=UTC)
 """The last sign of life of what is being removed."""

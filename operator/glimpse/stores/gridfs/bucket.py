@@ -26,7 +26,10 @@ if TYPE_CHECKING:
 
 Document = dict[str, Any]
 
-REMOVAL: Final = 256 << 20
+LONG: Final = 3
+"""How much longer than others an answer may take for which all chunks of a file are looked at."""
+
+REMOVAL: Final = 1 << 30
 """Bytes of chunks that are removed with one request: it must not take longer than our patience."""
 
 # Codes: https://github.com/mongodb/mongo/blob/master/src/mongo/base/error_codes.yml
@@ -105,8 +108,17 @@ class Bucket:
         """Remove so many chunks, then the document. After a failure a second call goes on."""
         step = max(REMOVAL // chunk_size, 1)
         for start in range(0, count, step):
-            self.chunks.delete_many({"files_id": file, "n": {"$gte": start, "$lt": start + step}})
+            with self.patient():
+                self.chunks.delete_many({"files_id": file, "n": {"$gte": start, "$lt": start + step}})
         self.files.delete_one({"_id": file})
+
+    @contextmanager
+    def patient(self) -> Iterator[None]:
+        """Wait LONG for the answer: not every database that speaks the protocol has indexes that serve it."""
+        from pymongo import timeout
+
+        with timeout(self.patience * LONG):
+            yield
 
     def location(self, key: str) -> str:
         """A URL for people."""

@@ -98,7 +98,10 @@ class Range:
             wanted = {"files_id": self._id, "n": {"$gte": n, "$lt": self._stop}}
             self._cursor = self._bucket.chunks.find(wanted, {"_id": 0, "n": 1, "data": 1}, batch_size=self._per)
             self._cursor.sort("n")
-        found = next(self._cursor, None)
+            with self._bucket.patient():
+                found = next(self._cursor, None)
+        else:
+            found = next(self._cursor, None)
         size = min(self._chunk_size, self._length - n * self._chunk_size)
         if found is None or found["n"] != n or len(found["data"]) != size:
             if self._bucket.files.find_one({"_id": self._id, "filename": self._key}, {"_id": 1}) is None:
