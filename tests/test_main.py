@@ -53,6 +53,8 @@ def test_wrong_settings_are_one_line(program: str, name: str, value: str, words:
         ("TRANSFERS__CONNECTIONS", "17", "must be at most 16; it is '17'"),
         ("SILENCE", "soon", "must be a number; it is 'soon'"),
         ("SILENCE", "0", "must be more than 0; it is '0'"),
+        ("SILENCE", "inf", "must be a finite number; it is 'inf'"),
+        ("TRANSFERS__STALL_TIMEOUT", "nan", "must be a finite number; it is 'nan'"),
         ("GATEWAY_ANONYMOUS", "perhaps", "must be true or false; it is 'perhaps'"),
         ("ADDRESSES__ALLOW", '"10.0.0.0/8"', "must be a list; it is '10.0.0.0/8'"),
         ("DIGESTS", "[5]", "must be 'sha256', 'sha512', 'sha384', 'sha1' or 'md5'; it is 5"),

@@ -24,9 +24,11 @@ LIBRARIES: Final[Mapping[str, str]] = MappingProxyType({"rados": _APT, "rbd": _A
 """How Ceph's libraries are installed: they are not on PyPI, where `rados` is somebody else's."""
 
 DEPTH: Final = 4
-"""Requests in flight; more win nothing where it was measured, and each holds its bytes in memory."""
-READ: Final = 4 << 20
-"""Bytes of one that reads, at most: larger ones are no faster, and librados holds some ten times as many for each."""
+"""Writes in flight; more win nothing where it was measured, and each holds its bytes in memory."""
+READS: Final = 8
+"""Reads in flight."""
+READ: Final = 2 << 20
+"""Bytes of one of them, at most: so many of so many were the fastest way to hold 16 MiB."""
 
 
 @dataclass(frozen=True, slots=True, weakref_slot=True, eq=False)
@@ -297,7 +299,7 @@ class Range:
 
     def _ask(self) -> None:
         """For what there is room for, and for a small part if there is none at all."""
-        while len(self._coming) < DEPTH and self._next < self._end:
+        while len(self._coming) < READS and self._next < self._end:
             taken = most = ROOM.part(min(self._block, READ))
             if not ROOM.take(taken, self._held):
                 if self._coming:

@@ -9,6 +9,7 @@ from pydantic_core import ErrorDetails
 
 _NETWORK: Final = "must be a network such as 10.20.0.0/16, without bits of a host"
 _MUST: Final = {
+    "missing": "must be given",
     "int_parsing": "must be a whole number",
     "int_parsing_size": "must be a smaller number",
     "int_type": "must be a whole number",
@@ -20,6 +21,8 @@ _MUST: Final = {
     "bool_type": "must be true or false",
     "string_type": "must be text",
     "string_unicode": "must be text",
+    "string_too_short": "must have at least {min_length} characters",
+    "string_pattern_mismatch": "must match {pattern}",
     "string_too_long": "must have at most {max_length} characters",
     "list_type": "must be a list",
     "model_type": "must be a JSON object",

@@ -68,7 +68,7 @@ def test_a_wrong_field_is_named() -> None:
     with pytest.raises(InvalidConfiguration, match=r"^store fast: filesystem\.path: ") as raised:
         open_store(ref)
     assert "s3cret" not in str(raised.value)
-    with pytest.raises(InvalidConfiguration, match=r"filesystem\.path: Field required"):
+    with pytest.raises(InvalidConfiguration, match=r"filesystem\.path: must be given"):
         open_store(ref.model_copy(update={"config": {}}))
 
 

@@ -19,6 +19,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from glimpse.api.base import format_quantity
 from glimpse.api.locations import fault
+from glimpse.given import wrong
 from glimpse.problems import (
     DataLost,
     InvalidConfiguration,
@@ -964,7 +965,7 @@ def open_store(ref: StoreRef) -> Store:
         config = driver.Config.model_validate(ref.config)
     except ValidationError as error:
         faults = "; ".join(
-            f"{'.'.join(str(part) for part in (ref.driver, *fault['loc']))}: {fault['msg']}"
+            f"{'.'.join(str(part) for part in (ref.driver, *fault['loc']))}: {wrong({**fault, 'input': None})}"
             for fault in error.errors(include_input=False, include_url=False)
         )
         raise InvalidConfiguration(f"store {ref.name}: {faults}") from None

@@ -106,10 +106,11 @@ class _Flights:
         self._pool.shutdown()
 
     def send(self, number: int, pieces: Pieces, size: int) -> None:
-        """One more; with it the body has given `size` bytes."""
+        """One more; with it the body has given `size` bytes. While it is hashed, those before it are on their way."""
+        etag = md5(pieces)
         while len(self._flying) >= self._count or (self._flying and self._flying[0].done()):
             self._land()
-        self._flying.append(self._pool.submit(self._store, self._place.segments, f"/{number:08d}", pieces))
+        self._flying.append(self._pool.submit(self._store, self._place.segments, f"/{number:08d}", pieces, etag))
         if self._notes and size % self._segment == 0:
             self._notes.cut(size)
 
@@ -139,8 +140,9 @@ class _Flights:
         if self._notes:
             self._notes.landed(self.stored[-1])
 
-    def _store(self, container: str, name: str, pieces: Pieces) -> Entry:
-        return store(self._place.client, container, f"{self._place.name}{name}", pieces, self._going)
+    def _store(self, container: str, name: str, pieces: Pieces, etag: str | None = None) -> Entry:
+        whole = f"{self._place.name}{name}"
+        return store(self._place.client, container, whole, pieces, etag, self._going)
 
     def _going(self) -> None:
         if self._over.is_set():
@@ -263,12 +265,24 @@ def _cut(body: Reader, size: int) -> Iterator[tuple[Pieces, bool]]:
             return
 
 
-def store(client: Client, container: str, name: str, pieces: Pieces, going: Callable[[], None] = lambda: None) -> Entry:
-    """One segment; its entry in a manifest. Swift refuses it if its MD5 differs, and so do we."""
+def md5(pieces: Pieces) -> str:
+    """Of a segment, as Swift has it in its ETag."""
     digest = hashlib.md5(usedforsecurity=False)
     for piece in pieces:
         digest.update(piece)
-    etag = digest.hexdigest()
+    return digest.hexdigest()
+
+
+def store(  # noqa: PLR0917 - two places call it
+    client: Client,
+    container: str,
+    name: str,
+    pieces: Pieces,
+    etag: str | None = None,
+    going: Callable[[], None] = lambda: None,
+) -> Entry:
+    """One segment; its entry in a manifest. Swift refuses it if its MD5 differs, and so do we; `etag` is that."""
+    etag = etag or md5(pieces)
     if client.put(container, name, pieces, {"ETag": etag}, before=going) != etag:
         raise StoreUnavailable(f"container {container} has other bytes in {name} than were sent")
     return {"path": f"/{container}/{name}", "etag": etag, "size_bytes": sum(map(len, pieces))}
