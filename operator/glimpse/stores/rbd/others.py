@@ -128,15 +128,16 @@ class Others:
         return _Spot(opened, image, None, Version(opened.size(), f'"{image}-{count}"'))
 
     def _confirm(self, pool: Pool, location: str, spot: _Spot) -> Callable[[bool], None]:
-        """Raises NotFound if it is no longer there, DataLost if it was written to."""
+        """Raises NotFound if nothing is there any more, DataLost if it was written to or replaced."""
         name, _ = _split(location)
         before = self._cluster.changes(pool, spot.id, spot.snapshot)
 
         def confirm(_last: bool) -> None:
             after = self._cluster.changes(pool, spot.id, spot.snapshot)
-            if after is None or self._cluster.find(pool, name) != spot.id:
+            there = self._cluster.find(pool, name)
+            if there is None or (after is None and there == spot.id):
                 raise NotFound(f"{self.where(pool, location)} was removed while it was read")
-            if spot.snapshot is None and after != before:
+            if there != spot.id or (spot.snapshot is None and after != before):
                 raise DataLost(f"{self.where(pool, location)} was changed while it was read")
 
         return confirm
