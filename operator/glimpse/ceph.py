@@ -3,6 +3,7 @@
 Where an image is and what makes it an object differs between them; how librbd is kept busy, and let go of, does not.
 """
 
+import base64
 import os
 import queue
 import threading
@@ -29,6 +30,8 @@ READS: Final = 8
 """Reads in flight."""
 READ: Final = 2 << 20
 """Bytes of one of them, at most: so many of so many were the fastest way to hold 16 MiB."""
+_HEAD: Final = 12
+"""Bytes of a key of cephx before the key itself; the last two are its length."""
 
 
 @dataclass(frozen=True, slots=True, weakref_slot=True, eq=False)
@@ -75,6 +78,18 @@ class Pool:
             raise
         weakref.finalize(pool, _CLOSER.close, io, client).atexit = False
         return pool
+
+
+def is_key(word: str) -> bool:
+    """Whether it has the form of a key of cephx: whatever has not, librados prints as it is.
+
+    Source: `CryptoKey::decode` in Ceph's src/auth/Crypto.cc: a type, the time, the length, the key.
+    """
+    try:
+        raw = base64.b64decode(word, validate=True)
+    except ValueError:
+        return False
+    return len(raw) > _HEAD and int.from_bytes(raw[_HEAD - 2 : _HEAD], "little") == len(raw) - _HEAD
 
 
 def _options(monitors: str, key: str, seconds: str) -> dict[str, str]:

@@ -3,9 +3,12 @@
 The library that reads them speaks of its own types, and says the same fault of an address once for each version of IP.
 """
 
+from collections.abc import Mapping
 from typing import Final
 
 from pydantic_core import ErrorDetails
+
+from glimpse.problems import SecretNotReadable
 
 _NETWORK: Final = "must be a network such as 10.20.0.0/16, without bits of a host"
 _MUST: Final = {
@@ -51,3 +54,13 @@ def wrong(fault: ErrorDetails) -> str:
     shown = repr(given)
     told = isinstance(given, str) and shown in text
     return text if told or len(shown) > _SHOWN else f"{text}; it is {shown}"
+
+
+def for_header(secret: Mapping[str, str], *keys: str) -> None:
+    """Raises SecretNotReadable if the value of one of these cannot stand in a header of HTTP."""
+    for key in keys:
+        value = secret.get(key, "")
+        if not (value.isascii() and value.isprintable()):
+            raise SecretNotReadable(
+                f"key {key!r} of the store's Secret holds a line break, a control character or a letter beyond ASCII"
+            )

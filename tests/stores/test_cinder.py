@@ -270,7 +270,7 @@ class TestRemote(Fixtures, RemoteContract):
     @pytest.fixture
     def locked_out(self, identity: Identity, ref: StoreRef) -> StoreRef:
         """A login that Keystone refuses."""
-        secret = {"username": "admin", "password": "not this one", "projectName": "admin", "cephKey": "x"}
+        secret = {"username": "admin", "password": "not this one", "projectName": "admin"}
         config = {"authUrl": identity.url}
         secrets = {name: SecretStr(value) for name, value in secret.items()}
         return ref.model_copy(update={"config": config, "secret": secrets})
@@ -477,12 +477,12 @@ def test_a_volume_is_made_from_an_image(cloud: Cloud, project: str, ref: StoreRe
 
 
 def test_the_zone_of_a_volume(cloud: Cloud, project: str, ref: StoreRef) -> None:
-    """Volumes are made in the zone that the store names; one that Cinder does not know is named with its words."""
+    """Volumes are made in the zone that the store names; one that Cinder does not know is named, and its field."""
     store = open_store(changed(ref, availabilityZone="nova"))
     put(store, KEY, b"image")
     assert stored(cloud, project)["availability_zone"] == "nova"
     store.delete(KEY)
-    with pytest.raises(StoreUnavailable, match=r"[Aa]vailability zone.*mars"):
+    with pytest.raises(StoreUnavailable, match=r"[Aa]vailability zone.*mars.*mend availabilityZone"):
         put(open_store(changed(ref, availabilityZone="mars")), KEY, b"image")
     assert list(store.list()) == []
 
@@ -611,6 +611,23 @@ def test_keys_of_ceph(cloud: Cloud, ref: StoreRef) -> None:
             open_store(changed(ref, secret)).claim()
         assert wrong not in raised.value.message
         assert settled(cloud, project) == []
+
+
+@pytest.mark.parametrize("key", ["x", "AQDjgg1rYaXRDBAA++DaK+PcU5bnMSyHlcMa4"])
+def test_what_is_no_key_of_ceph_stays_here(ref: StoreRef, key: str, capfd: pytest.CaptureFixture[str]) -> None:
+    """It is never handed to Ceph's library, which would print it."""
+    with pytest.raises(SecretNotReadable, match="cephKey") as raised:
+        open_store(changed(ref, {"cephKey": key})).claim()
+    assert key not in raised.value.message + capfd.readouterr().err
+
+
+@pytest.mark.parametrize("path", ["", "/v2"])
+def test_a_wrong_endpoint_is_told(ref: StoreRef, path: str) -> None:
+    """Where Cinder's API is not, the fields are named, and no page of the server is quoted."""
+    wrong = changed(ref, endpoint=ref.config["endpoint"].removesuffix("/v3") + path)
+    with pytest.raises(StoreUnavailable, match=r"is endpoint, .* project right") as raised:
+        open_store(wrong).claim()
+    assert "<" not in raised.value.message
 
 
 def test_a_type_without_a_backend(cloud: Cloud, ref: StoreRef) -> None:

@@ -358,6 +358,12 @@ def test_credentials_come_in_pairs(ref: StoreRef) -> None:
         {"uri": "mongodb://ada:xyzzy@a.example/"},
         {"uri": "mongodb://a.example/?tlsInsecure=true"},
         {"uri": "mongodb://a.example/?tlsCAFile=/etc/passwd"},
+        {"uri": "mongodb://a.example/?tls=yes"},
+        {"uri": "mongodb://a.example/?tls=true&tls=false"},
+        {"uri": "mongodb://a.example/?retryWrites=true&tls=true&retryWrites=true"},
+        {"uri": "mongodb://a.example/?authMechanism=FOO"},
+        {"uri": "mongodb://a.example:99999/"},
+        {"uri": "mongodb://a.example:27017,b.example:0/"},
         {"uri": "http://a.example/"},
         {"database": "a.b"},
         {"bucket": "a b"},
@@ -371,6 +377,21 @@ def test_what_cannot_work_is_refused(ref: StoreRef, config: dict[str, str]) -> N
     with pytest.raises(InvalidConfiguration, match=r"quick-gridfs\.(uri|database|bucket|chunkSize)") as raised:
         open_store(ref.model_copy(update={"config": ref.config | config}))
     assert "xyzzy" not in raised.value.message
+
+
+def test_addresses_of_the_sixth_version(ref: StoreRef) -> None:
+    """A host may be an address in brackets."""
+    assert open_store(ref.model_copy(update={"config": ref.config | {"uri": "mongodb://[::1]:27017/"}}))
+
+
+@pytest.mark.parametrize(
+    ("options", "words"), [("tls=true", "speaks no TLS there"), ("replicaSet=other", "is other the name of its")]
+)
+def test_options_that_do_not_fit_the_server_are_named(ref: StoreRef, options: str, words: str) -> None:
+    """What the server is not is told as that, not as silence."""
+    config = ref.config | {"uri": f"{ref.config['uri']}?{options}"}
+    with pytest.raises(StoreUnavailable, match=words):
+        open_store(ref.model_copy(update={"driver": "quick-gridfs-far", "config": config})).claim()
 
 
 # TLS

@@ -28,11 +28,19 @@ COMMANDS: Final = {
 }
 
 NOBODY: Final = "http://127.0.0.1:9"
-LOGIN: Final = {"username": "a", "password": "b", "projectName": "c", "cephKey": "d"}
+LOGIN: Final = {
+    "username": "a",
+    "password": "b",
+    "projectName": "c",
+    "cephKey": "AQAAAAAAAAAAABAAAAECAwQFBgcICQoLDA0ODw==",
+}
 STORES: Final[dict[str, tuple[dict[str, Any], dict[str, str]]]] = {
     "cinder": ({"authUrl": NOBODY}, LOGIN),
     "gridfs": ({"uri": "mongodb://127.0.0.1:9", "database": "images"}, {}),
-    "rbd": ({"pool": "images", "monitors": ["127.0.0.1:9"], "user": "a"}, {"userKey": f"{'A' * 38}=="}),
+    "rbd": (
+        {"pool": "images", "monitors": ["127.0.0.1:9"], "user": "a"},
+        {"userKey": "AQAAAAAAAAAAABAAAAECAwQFBgcICQoLDA0ODw=="},
+    ),
     "s3": ({"endpoint": NOBODY, "bucket": "images"}, {"accessKey": "a", "secretKey": "b"}),
     "swift": ({"authUrl": NOBODY, "container": "images"}, LOGIN),
     "vmware": ({"server": "127.0.0.1:9", "datacenter": "a", "datastore": "b", "folder": "c"}, LOGIN),

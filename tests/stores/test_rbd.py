@@ -862,7 +862,9 @@ def test_a_delete_that_died_half_way(store: Store, io: Any, place: Place, namesp
     [
         ({}, SecretNotReadable, "userKey"),
         ({"userKey": SecretStr("no key")}, SecretNotReadable, "userKey"),
-        ({"userKey": SecretStr("A" * 38 + "==")}, None, ""),
+        ({"userKey": SecretStr("AQAAAAAAAAAAABAAAAECAwQFBgcICQoLDA")}, SecretNotReadable, "userKey"),  # cut off
+        ({"userKey": SecretStr("AQAAAAAAAAAAABAAAAECAwQFBgcICQoLDA0O")}, SecretNotReadable, "userKey"),
+        ({"userKey": SecretStr("AQAAAAAAAAAAABAAAAECAwQFBgcICQoLDA0ODw==")}, None, ""),
     ],
 )
 def test_secrets_are_looked_at(secret: dict[str, SecretStr], problem: type[Problem] | None, word: str) -> None:

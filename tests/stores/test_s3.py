@@ -518,6 +518,8 @@ def test_secrets_may_have_the_names_that_amazon_gives_them(store: Store, ref: St
     for lacking in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         with pytest.raises(SecretNotReadable, match=lacking):
             open_store(radosgw.ref("x", secret={name: key for name, key in keys.items() if name != lacking}))
+        with pytest.raises(SecretNotReadable, match=f"{lacking}.*line break"):
+            open_store(radosgw.ref("x", secret={**keys, lacking: "a\nb"}))
 
 
 @pytest.mark.parametrize(

@@ -571,13 +571,15 @@ def test_a_broken_marker_is_not_replaced(cloud: Cloud, ref: StoreRef) -> None:
     [
         ({"authVersion": "1"}, {"key": "x"}, "'user'"),
         ({"authVersion": "1"}, {"user": "x"}, "'key'"),
+        ({"authVersion": "1"}, {"user": "x", "key": "a\nb"}, "'key' .*line break"),
+        ({"authVersion": "1"}, {"user": "\xfc", "key": "x"}, "'user' .*beyond ASCII"),
         ({}, {"username": "x", "password": "x"}, "'projectName'"),
         ({}, {"applicationCredentialID": "x"}, "'applicationCredentialSecret'"),
     ],
     ids=str,
 )
-def test_missing_keys_are_named(config: dict[str, str], secret: dict[str, str], message: str) -> None:
-    """What the Secret lacks is said before anybody is asked."""
+def test_missing_and_wrong_keys_are_named(config: dict[str, str], secret: dict[str, str], message: str) -> None:
+    """What the Secret lacks, or has that no request can carry, is said before anybody is asked."""
     whole = {"authUrl": "http://127.0.0.1:1/v3", "container": "images", **config}
     ref = StoreRef(name="swift", driver="swift", config=whole, secret=hidden(secret), installation="here")
     with pytest.raises(SecretNotReadable, match=message):

@@ -30,11 +30,12 @@ from urllib.parse import quote, urlsplit
 
 from pydantic import BaseModel
 
-from glimpse.ceph import LIBRARIES, Pipe, Range
+from glimpse.ceph import LIBRARIES, Pipe, Range, is_key
 from glimpse.problems import (
     InvalidConfiguration,
     NotFound,
     Problem,
+    SecretNotReadable,
     StoreConflict,
     StoreUnavailable,
 )
@@ -97,6 +98,10 @@ class Cinder:
         host, project = urlsplit(url).netloc, config.project or secret.get("projectName") or ""
         self._config = config
         self._ceph_key = secret.get("cephKey")
+        if self._ceph_key and not is_key(self._ceph_key):
+            raise SecretNotReadable(
+                "the key cephKey of the Secret is no key of Ceph; copy it from `ceph auth get-key` for Cinder's user"
+            )
         self._place = config.volume_type or "default"
         self._endpoint = f"cinder://{host}/{quote(project, safe='')}".rstrip("/")
         self._service = Service(

@@ -1,12 +1,14 @@
 """What an ImageStore and its Secret say of a Cinder: where it is, and how one logs in."""
 
+import re
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Final
 
 from pydantic import Field
 
 from glimpse import keystone
 from glimpse.api.base import Model, Rule, exactly_one
+from glimpse.given import for_header
 from glimpse.problems import InvalidConfiguration
 
 
@@ -32,12 +34,17 @@ Name = Annotated[
 ]
 
 
+_ID: Final = "^[A-Za-z0-9_-]+$"
+_NO_ID: Final = "with endpoint, project is the ID of the project, such as 1b6d4f0c2a3e4d5f8a9b0c1d2e3f4a5b"
+
+
 class CinderConfig(Model):
     """Volumes of OpenStack Cinder."""
 
     rules: ClassVar[tuple[Rule, ...]] = (
         exactly_one("endpoint", "authUrl"),
         Rule("has(self.project) || !has(self.endpoint)", "endpoint needs project, the ID of the project"),
+        Rule(f"!has(self.endpoint) || self.project.matches('{_ID}')", _NO_ID),
         Rule("!has(self.region) || has(self.authUrl)", "region is one of Keystone's catalog: it needs authUrl"),
         _kept("volumeType"),
         _kept("region"),
@@ -64,6 +71,9 @@ def login(config: CinderConfig, secret: Mapping[str, str]) -> keystone.Login:
         project = config.project
         if not project:
             raise InvalidConfiguration("cinder.endpoint needs cinder.project, the ID of the project")
+        if not re.match(_ID, project):
+            raise InvalidConfiguration(f"cinder.project: {_NO_ID}")
+        for_header(secret, "username")
         who = secret.get("username") or "glimpse"
 
         def nobody() -> Any:

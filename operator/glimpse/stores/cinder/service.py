@@ -4,6 +4,7 @@ python-cinderclient does the requests and keystoneauth the logins, on a session 
 (proxies, netrc, bundles of certificates), and authorities are given in memory, since a worker reads few files.
 """
 
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -248,6 +249,13 @@ class Service:
                 with self._border():
                     answer, content = self._connected().request(path, method, authenticated=True, **options)
                 break
+            except NotFound as problem:
+                if not path.startswith(("/volumes/detail?", "/limits")) or "&marker=" in path:
+                    raise
+                raise StoreUnavailable(
+                    f"{problem.message}; is endpoint, or the one in Keystone's catalog, that of Cinder's API "
+                    "version 3, and is the project right?"
+                ) from problem
             except _Passing as problem:
                 if not tries or time.monotonic() - began > self._patience / 2:
                     raise StoreUnavailable(problem.message) from problem
@@ -299,6 +307,8 @@ class Service:
                 return NotFound(said)
             case 413:
                 return StoreFull(f"{said}; remove images or raise the quota of the project")
+            case 400 if "vailability zone" in words:
+                return Refused(f"{said}; mend availabilityZone")
             case 400 | 409:
                 return Refused(said)
             case 406:
@@ -335,5 +345,5 @@ class _Passing(StoreUnavailable):
 
 
 def _plain(words: object) -> str:
-    """What a server says, on one line."""
-    return " ".join(str(words or "").split())[:300].rstrip(".") or "refused"
+    """What a server says, on one line and without its markup."""
+    return " ".join(re.sub(r"<[^<>]*>", " ", str(words or "")).split())[:300].rstrip(".") or "refused"

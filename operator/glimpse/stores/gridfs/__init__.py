@@ -33,10 +33,12 @@ CHUNK_SIZE: Final = 1 << 20
 """Bytes of a chunk where the store names none: fewer, larger documents than the 255 KiB of most tools."""
 
 _OPTION: Final = (
-    "(replicaSet|tls|authSource|authMechanism|directConnection|loadBalanced|retryWrites|srvServiceName|srvMaxHosts)"
-    "=[A-Za-z0-9._$-]+"
+    "((tls|directConnection|loadBalanced|retryWrites)=(true|false)"
+    "|authMechanism=(SCRAM-SHA-1|SCRAM-SHA-256|PLAIN)"
+    "|(replicaSet|authSource|srvServiceName)=[A-Za-z0-9._$-]+|srvMaxHosts=[0-9]+)"
 )
-_URI: Final = f"^mongodb([+]srv)?://[A-Za-z0-9._:,-]+/?([?]{_OPTION}(&{_OPTION})*)?$"
+"""Of a word that it does not know the client makes nothing: with `tls=yes` it would speak in clear text."""
+_URI: Final = f"^mongodb([+]srv)?://[]A-Za-z0-9._:,[-]+/?([?]{_OPTION}(&{_OPTION})*)?$"
 _NAME: Final = "^[A-Za-z0-9_-]+$"
 _CREDENTIALS: Final = "must be without credentials: username and password belong into the Secret"
 
@@ -47,7 +49,9 @@ _OURS: Final = {"metadata.glimpse": {"$exists": True}}
 def _plain(uri: str) -> str:
     if "@" in uri:
         raise ValueError(_CREDENTIALS)
-    if not re.match(_URI, uri):
+    options = [each.partition("=")[0] for each in uri.partition("?")[2].split("&")]
+    ports = [int(each) for each in re.findall(r":([0-9]+)(?=[,/?]|$)", uri)]
+    if not re.match(_URI, uri) or len({*options}) < len(options) or any(not 0 < port < 1 << 16 for port in ports):
         raise ValueError("must be such as mongodb://a.example:27017,b.example:27017/?replicaSet=rs0")
     return uri
 
@@ -63,7 +67,7 @@ class GridFSConfig(Model):
 
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
-            "has(self.bucket) == has(oldSelf.bucket) && (!has(self.bucket) || self.bucket == oldSelf.bucket)",
+            "(has(self.bucket) ? self.bucket : 'glimpse') == (has(oldSelf.bucket) ? oldSelf.bucket : 'glimpse')",
             "bucket cannot be changed: create another ImageStore",
         ),
     )
@@ -73,6 +77,7 @@ class GridFSConfig(Model):
         Field(min_length=1, max_length=1024),
         AfterValidator(_plain),
         Rule("!self.contains('@')", _CREDENTIALS),
+        Rule("!self.matches('[?&]tls=.*&tls=')", "must say only once whether TLS is spoken"),
         Rule(
             f"self.contains('@') || self.matches('{_URI}')",
             "must be such as mongodb://a.example:27017,b.example:27017/?replicaSet=rs0&tls=true, or mongodb+srv://…; "

@@ -57,6 +57,7 @@ class Bucket:
         scheme, _, rest = uri.partition("://")
         self.url = f"{scheme}://{rest.partition('?')[0].rstrip('/')}/{database}/{name}"
         """Tells a person where it is."""
+        self._set = dict(each.partition("=")[::2] for each in rest.partition("?")[2].split("&")).get("replicaSet")
         self._lock = threading.Lock()
         self._client: MongoClient[Document] | None = None
 
@@ -176,8 +177,16 @@ class Bucket:
                     f"{self.url}: no authority that is trusted has signed the server's certificate for this name; "
                     "name its authority in caBundleRef"
                 )
-            return StoreUnavailable(f"{self.url} cannot be reached, or takes no writes at the moment")
-        if isinstance(error, ConfigurationError) and not self._uri.startswith("mongodb+srv"):
+            if "ssl" in words:
+                return StoreUnavailable(f"{self.url} speaks no TLS there; see to tls in gridfs.uri, and to its port")
+            also = f"; is {self._set} the name of its replica set?" if self._set else ""
+            return StoreUnavailable(f"{self.url} cannot be reached, or takes no writes at the moment{also}")
+        if isinstance(error, ConfigurationError):
+            if self._uri.startswith("mongodb+srv"):
+                return StoreUnavailable(
+                    f"{self.url}: the DNS names no servers for it (SRV), or the options in gridfs.uri do not fit "
+                    "together"
+                )
             return InvalidConfiguration(f"{self.url}: the options in gridfs.uri do not fit together")
         return StoreUnavailable(f"{self.url} fails: {name}")
 

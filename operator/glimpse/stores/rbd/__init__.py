@@ -16,7 +16,6 @@ client still is, so nobody writes to what is no longer his.
 """
 
 import json
-import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -26,7 +25,7 @@ from typing import Any, ClassVar, Final
 from pydantic import BaseModel
 
 from glimpse.api.base import parse_quantity
-from glimpse.ceph import LIBRARIES, Pool, Range, open_image
+from glimpse.ceph import LIBRARIES, Pool, Range, is_key, open_image
 from glimpse.problems import (
     DataLost,
     InvalidConfiguration,
@@ -77,7 +76,7 @@ class RBD:
             raise SecretNotReadable(
                 f"the Secret of the store has no key userKey; it is what `ceph auth get-key client.{user}` prints"
             )
-        if not re.fullmatch(r"[A-Za-z0-9+/]{20,}={0,2}", secret["userKey"]):
+        if not is_key(secret["userKey"]):
             raise SecretNotReadable("the key userKey of the Secret is no key of Ceph; copy it from `ceph auth get-key`")
         if bool(config.monitors) == bool(config.config_ref):
             raise InvalidConfiguration("set exactly one of rbd.monitors and rbd.configRef")

@@ -205,6 +205,11 @@ class Cluster:
             )
         if number == errno.ESHUTDOWN:
             return StoreUnavailable("the Ceph cluster has shut out this client, which it took for dead")
+        if number == errno.EINVAL:
+            return StoreUnavailable(
+                f"{self.place}: Ceph takes something for invalid; see whether the monitors {self._monitors} are "
+                "names that can be resolved, or addresses, each with the right port"
+            )
         return StoreUnavailable(f"{self.place}: {os.strerror(number)}")
 
     # The directory

@@ -17,6 +17,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
+from glimpse.given import for_header
 from glimpse.problems import (
     DataLost,
     InvalidConfiguration,
@@ -96,6 +97,7 @@ class Keys:
         """What a Secret holds; None if there is none. Raises SecretNotReadable."""
         if not secret:
             return None
+        for_header({name: value.strip() for name, value in secret.items()}, *_ACCESS, *_SECRET, *_TOKEN)
         access, key, token = (
             next((secret[name].strip() for name in names if secret.get(name, "").strip()), None)
             for names in (_ACCESS, _SECRET, _TOKEN)
@@ -289,6 +291,8 @@ def border(place: Place) -> Iterator[None]:
             raise StoreUnavailable(
                 f"{place}: the server's certificate is not trusted; if its authority is your own, set caBundleRef"
             ) from error
+        if isinstance(error, exceptions.SSLError):
+            raise StoreUnavailable(f"{place}: no TLS is spoken there; see to endpoint and its port") from error
         raise StoreUnavailable(f"{place}: the connection failed ({type(error).__name__})") from error
 
 
@@ -301,9 +305,9 @@ def _distrusted(error: BaseException | None) -> bool:
 
 
 def _refusal(place: Place, status: int, code: str) -> Problem:
-    said = f"{status} {code}".strip()
+    said = str(status) if code == str(status) else f"{status} {code}".strip()
     if code == "NoSuchBucket":
-        return StoreUnavailable(f"{place} does not exist: create it, or set createBucket: true")
+        return StoreUnavailable(f"{place} does not exist: create it, or set createBucket: true; or see to endpoint")
     if code in _EXISTS:
         return StoreConflict(f"{place}: the object is there already")
     if code in _SHORT:

@@ -56,7 +56,11 @@ class SheepdogConfig(Model):
         ),
     )
 
-    address: Annotated[str, Field(min_length=1, max_length=253, pattern="^[A-Za-z0-9._:-]+$")]
+    address: Annotated[
+        str,
+        Field(min_length=1, max_length=253, pattern="^([A-Za-z0-9._-]+|[0-9A-Fa-f.]*:[0-9A-Fa-f.]*:[0-9A-Fa-f:.]*)$"),
+        Rule("!self.matches('^[^:]*:[^:]*$')", "must be a name or an address alone: its port is the field port"),
+    ]
     """The name or IP address of a node; it may change to another node of the same cluster."""
     port: Annotated[int, Field(ge=1, le=65535)] = PORT
     """Its port; by default 7000."""

@@ -7,15 +7,20 @@ from pydantic import AfterValidator, Field
 
 from glimpse import keystone
 from glimpse.api.base import Model, Quantity, Rule, immutable
+from glimpse.given import for_header
 from glimpse.stores.swift.places import LARGEST
 
 SEGMENT: Final = 32 << 20
 """Bytes of a segment, unless the store says otherwise."""
 
 
+_WORDS: Final = "must be a name such as images/a: no / at its ends, no . and .. between slashes"
+"""Whatever stands between here and Swift may resolve such segments, and then the names lie elsewhere."""
+
+
 def _plain(value: str) -> str:
-    if value.startswith("/") or value.endswith("/") or not value.isprintable():
-        raise ValueError("must have no / at its ends and no control characters")
+    if {"", ".", ".."} & {*value.split("/")} or not value.isprintable():
+        raise ValueError(_WORDS)
     return value
 
 
@@ -45,7 +50,12 @@ Container = Annotated[
 class SwiftConfig(Model):
     """A container of OpenStack Swift."""
 
-    rules: ClassVar[tuple[Rule, ...]] = (_kept("prefix"), _kept("region"), _kept("segmentContainer"))
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule("!has(self.region) || self.authVersion == '3'", "region is of Keystone's catalog: it needs authVersion 3"),
+        _kept("prefix"),
+        _kept("region"),
+        _kept("segmentContainer"),
+    )
 
     auth_url: Annotated[
         str,
@@ -83,7 +93,7 @@ class SwiftConfig(Model):
         str | None,
         Field(min_length=1, max_length=255),
         AfterValidator(lambda value: None if value is None else _plain(value)),
-        Rule("self.matches('^[^/[:cntrl:]]+(/[^/[:cntrl:]]+)*$')", "must be a name such as images/a, no / at its ends"),
+        Rule("self.matches('^[^/[:cntrl:]]+(/[^/[:cntrl:]]+)*$') && !self.matches('(^|/)[.][.]?(/|$)')", _WORDS),
     ] = None
     """All names begin so, with a slash behind it. What begins otherwise is left alone."""
     segment_size: Annotated[
@@ -106,6 +116,7 @@ def login(config: SwiftConfig, secret: Mapping[str, str]) -> keystone.Login:
     """Makes the plugin for keystoneauth. Raises SecretNotReadable now, if a key is missing."""
     if config.auth_version == "3":
         return keystone.login(config.auth_url, secret, "swift")
+    for_header(secret, "user", "key")
     user, key = keystone.needed(secret, "user", "swift"), keystone.needed(secret, "key", "swift")
 
     def version_1() -> Any:

@@ -284,6 +284,9 @@ class Server:
                 f"the certificate of {server} is not trusted, {what}: give its authority as caBundleRef, or its "
                 "SHA-256 as vmware.thumbprint"
             ) from error
+        except ssl.SSLError as error:
+            self._silent(session)
+            raise StoreUnavailable(f"{server} speaks no TLS there; see to vmware.server and its port") from error
         except TimeoutError as error:
             self._silent(session)
             raise StoreUnavailable(f"{server} does not answer within {self.patience:.0f} s") from error
