@@ -6,7 +6,8 @@ import pytest
 from tests.control.support import World, image
 
 from glimpse.api.image import HistoryEntry, Image
-from glimpse.control.originals import seen
+from glimpse.control.entry import Entry
+from glimpse.control.originals import STEPS, Referers, seen
 from glimpse.control.seen import FetchWork, Original, RemoveWork, StoreView
 from glimpse.problems import InvalidConfiguration, SourceNotFound, SourceUnavailable, StoreUnavailable
 
@@ -92,6 +93,48 @@ def test_what_else_is_seen() -> None:
     assert empty
     assert isinstance(empty.problem, SourceUnavailable)
     assert seen(image(), None) is None
+
+
+def referers(**refers: str | None) -> Referers:
+    """Images of one namespace, by what each refers to."""
+    made = Referers()
+    for name, other in refers.items():
+        source = {"image": {"name": other}} if other else {"http": {}}
+        made.note(Entry(name, "team-a", name), {"spec": {"source": source}})
+    return made
+
+
+def circle(made: Referers, name: str) -> str:
+    """As one of them sees it."""
+    return "".join(other for _, other in made.circle("team-a", name))
+
+
+def test_what_leads_back_is_seen() -> None:
+    """By any way, up to a length; not what only leads to a circle, nor what leads to an end."""
+    made = referers(a="b", b="c", c="a", d="a", e="f", f=None)
+    assert [circle(made, name) for name in "abcdef"] == ["abca", "bcab", "cabc", "", "", ""]
+    again = Entry("new", "team-a", "c")
+    made.note(again, {"spec": {"source": {"image": {"name": "b"}}}})
+    assert [circle(made, name) for name in "abc"] == ["", "bcb", "cbc"]
+    made.note(again, None)
+    assert [circle(made, name) for name in "abc"] == ["", "", ""]
+    for length, most in ((STEPS, STEPS + 1), (STEPS + 1, 0)):
+        ring = referers(**{f"i{number}": f"i{(number + 1) % length}" for number in range(length)})
+        assert len(ring.circle("team-a", "i0")) == most
+
+
+def test_a_circle_is_told() -> None:
+    """As a reference to oneself is, whatever bytes are there; nothing of what others refer to elsewhere."""
+    mine = image({"source": REF})
+    way = [("team-a", "debian"), ("owner", "golden"), ("secret", "x"), ("team-a", "y"), ("team-a", "debian")]
+    found = seen(mine, golden(visibility="public"), way)
+    assert found
+    assert isinstance(found.problem, InvalidConfiguration)
+    assert "team-a/debian -> owner/golden -> … -> team-a/y -> team-a/debian" in found.problem.message
+    private, missing = seen(mine, golden(), way), seen(mine, None)
+    assert private
+    assert missing
+    assert str(private.problem) == str(missing.problem)
 
 
 def test_it_takes_what_the_original_serves() -> None:

@@ -156,3 +156,18 @@ def test_a_reference_whose_store_is_away_when_the_original_goes(tenant: Tenant, 
     tenant.cluster.apply(tenant.ref(late, "ImageStore") | {"spec": {"filesystem": {"path": str(folder)}}})
     tenant.wait("mine", lambda o: holds(o, "Stored"))
     assert list(tenant.objects(late).values()) == [content(1)]
+
+
+def test_images_that_refer_to_each_other(tenant: Tenant) -> None:
+    """None can ever have bytes, so all are given up, and name the circle; with one of them mended all get theirs."""
+    store = tenant.store()
+    for name, other in (("a", "b"), ("b", "c"), ("c", "a")):
+        tenant.specs[name] = {"source": {"image": {"name": other}}, "stores": [store]}
+        tenant.edit(name)
+    for name, way in (("a", "abca"), ("b", "bcab"), ("c", "cabc")):
+        circle = " -> ".join(f"{tenant.namespace}/{each}" for each in way)
+        assert f"leads back to the Image itself: {circle};" in tenant.stalled(name, "InvalidConfiguration")
+    tenant.edit("c", source={"http": {"urls": [tenant.serve("c", content(1))]}})
+    for name in "abc":
+        assert tenant.ready(name)["artifact"]["digest"] == digest(content(1))
+    assert condition(tenant.read("a"), "Stored")["message"] == "the store holds the image"

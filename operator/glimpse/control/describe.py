@@ -156,7 +156,9 @@ def describe_stored(d: Draft, complete: bool, holders: list[str], worst: Failure
     if not d.served:
         d.conditions.drop(STORED)
     elif complete and len(holders) == len(d.targets):
-        d.conditions.set(STORED, True, "Stored", f"all {len(holders)} stores hold the image")
+        alone = len(holders) == 1
+        text = "the store holds the image" if alone else f"all {len(holders)} stores hold the image"
+        d.conditions.set(STORED, True, "Stored", text)
     else:
         reason = worst.reason if worst else "Progressing"
         count = f"{len(holders) if complete else 0} of {len(d.targets)} stores hold the image"

@@ -73,8 +73,9 @@ class Engine:
             self.offer(STORE, store)
         async for upload in self._kube.list(UPLOAD):
             self.offer(UPLOAD, upload)
-        # Who uses a store must be known before anything is decided about it.
+        # Who uses a store must be known before anything is decided about it, and who refers to whom.
         async for obj in self._kube.list(IMAGE):
+            self._referers.note(self._entry(obj), obj)
             with contextlib.suppress(ValidationError):  # said when it is decided about
                 self._note_users(self._entry(obj), Image.model_validate(obj).status)
         self._ready.set()
@@ -233,7 +234,8 @@ class Engine:
         image = Image.model_validate(raw)
         references = await self._versions(entry, image)
         labels = await self._labels_of(entry.namespace)
-        original = originals.seen(image, await self._other(image))
+        other = await self._other(image)
+        original = originals.seen(image, other, self._referers.circle(entry.namespace, entry.name))
         reading = await self._readers.of(entry.uid, image.status)
         if entry.raw is not raw:
             entry.wake.set()  # it has changed while we looked: what is written must be decided from what is tested

@@ -4,14 +4,20 @@ Asked anew at each decision: who may use an Image is for its owner to say at any
 not there are told in the same words.
 """
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, Final
 
 from glimpse.api.image import Image
 from glimpse.control.conditions import READY, find
 from glimpse.control.entry import Entry
 from glimpse.control.seen import Original
 from glimpse.problems import InvalidConfiguration, SourceNotFound, SourceUnavailable
+
+STEPS: Final = 16
+"""References that are followed, to see whether they lead back."""
+
+Where = tuple[str, str]
+"""Namespace and name of an Image."""
 
 
 def usable(original: Image, namespace: str) -> bool:
@@ -22,8 +28,11 @@ def usable(original: Image, namespace: str) -> bool:
     return spec.visibility == "shared" and namespace in spec.members
 
 
-def seen(image: Image, other: Image | None) -> Original | None:
-    """What `image` sees of the Image that it names, which is `other`; None: it names none."""
+def seen(image: Image, other: Image | None, circle: Sequence[Where] = ()) -> Original | None:
+    """What `image` sees of the Image that it names, which is `other`; None: it names none.
+
+    `circle`: the Images by which its reference leads back to itself, if it does.
+    """
     ref = image.spec.source.image
     if ref is None:
         return None
@@ -37,6 +46,12 @@ def seen(image: Image, other: Image | None) -> Original | None:
         return Original(problem=missing)
     if not usable(other, mine):
         return Original(problem=missing, withdrawn=True)
+    if circle:
+        # what the others refer to elsewhere is not this one's to know
+        way = " -> ".join("/".join(each) if each[0] == mine or each == where else "…" for each in circle)
+        return Original(
+            problem=InvalidConfiguration(f"spec.source.image leads back to the Image itself: {way}; name another")
+        )
     if other.spec.deactivated:
         return Original(problem=SourceUnavailable(f"the Image {name} is deactivated; it is waited for"))
     artifact = other.status.artifact
@@ -52,11 +67,21 @@ class Referers:
     """Which images refer to which other one."""
 
     def __init__(self) -> None:
-        self._of: dict[tuple[str, str], set[str]] = {}
+        self._of: dict[Where, set[str]] = {}
+        self._from: dict[Where, Entry] = {}
 
     def of(self, namespace: str, name: str) -> Iterable[str]:
         """Uids of those that refer to this Image."""
         return tuple(self._of.get((namespace, name), ()))
+
+    def circle(self, namespace: str, name: str) -> Sequence[Where]:
+        """From this Image by what each refers to back to it; nothing where it does not lead back in a few steps."""
+        way = [(namespace, name)]
+        while len(way) <= STEPS and (entry := self._from.get(way[-1])) and entry.refers:
+            way.append(entry.refers)
+            if entry.refers == way[0]:
+                return way
+        return ()
 
     def note(self, entry: Entry, obj: dict[str, Any] | None) -> None:
         """To which Image this one refers; None: it is gone."""
@@ -68,6 +93,10 @@ class Referers:
             self._of[entry.refers].discard(entry.uid)
             if not self._of[entry.refers]:
                 del self._of[entry.refers]
+        where = (entry.namespace, entry.name)
         if refers:
             self._of.setdefault(refers, set()).add(entry.uid)
+            self._from[where] = entry
+        elif self._from.get(where) is entry:
+            del self._from[where]
         entry.refers = refers

@@ -800,6 +800,13 @@ class _Body:
         if limit is not None and self._passed + more > limit:
             raise too_large(self._store.name, limit)
         share = self._ref.share
+        if share and self._passed + more > share.limit:
+            size = f"has {format_quantity(self.size)}, more" if self.size else "is larger"
+            raise QuotaExceeded(
+                f"the image {size} than the {format_quantity(share.limit)} that namespace {share.namespace} may keep "
+                f"in store {self._store.name} in all: have quota.perNamespace of the ImageStore raised, then ask anew "
+                "by the annotation glimpse.dev/reconcile-requested-at"
+            )
         if share and share.used + self._passed + more > share.limit:
             raise QuotaExceeded(
                 f"namespace {share.namespace} may keep {format_quantity(share.limit)} in store {self._store.name} and "

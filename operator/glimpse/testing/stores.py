@@ -522,6 +522,10 @@ class StoreContract(StoreFixtures):
         store = open_store(ref.model_copy(update={"share": share}))
         with pytest.raises(QuotaExceeded, match=r"namespace team-a may keep 5 MiB .* has used 3 MiB"):
             store.put(KEY, "a1", Body(noise(2 * CHUNK + 1), known=known), lambda: record_of(KEY))
+        with pytest.raises(QuotaExceeded, match=r"6 MiB, more than the 5 MiB" if known else r"larger than the 5 MiB"):
+            open_store(ref.model_copy(update={"share": share.model_copy(update={"used": 0})})).put(
+                KEY, "a1", Body(noise(6 * CHUNK), known=known), lambda: record_of(KEY)
+            )
         assert list(store.list()) == []
         store.put(KEY, "a1", Body(noise(2 * CHUNK), known=known), lambda: record_of(KEY))
         assert read(store, KEY) == noise(2 * CHUNK)
