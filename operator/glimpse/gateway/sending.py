@@ -42,7 +42,7 @@ class Sending:
     async def send(
         self, request: web.Request, response: web.StreamResponse, entry: Entry, revision: Revision, content: Body
     ) -> bool:
-        """Send from the first copy that can be opened; if it breaks, the rest from the next, at the same byte.
+        """Send from the first copy that gives bytes; if it breaks, the rest from the next, at the same byte.
 
         False if there is none. If none can go on, the connection is cut: the client must see that something is missing.
         Raises Refusal 429 and 503, before anything is sent.
