@@ -62,6 +62,7 @@ class Sending:
                             await response.prepare(request)
                         if request.method == "HEAD":
                             return True
+                        self._catalog.places.gave(store.name)
                         await _forward(
                             request, response, copy, _Meter(rest, self._meters.bytes.labels(store.name), pace)
                         )
@@ -69,7 +70,7 @@ class Sending:
                 except NotFound:
                     log.info("store %s does not hold %s", store.name, wanted.key)
                 except Problem as problem:
-                    self._catalog.places.renew(store.name)  # its credentials may have been changed
+                    self._catalog.places.failed(store.name, problem)
                     log.warning("%s cannot be read: %s: %s", wanted.key, problem.reason, problem.message)
                     if rest.sent and store is not found and isinstance(problem, DataLost):
                         break  # others write there, and may have done so before what was sent already
