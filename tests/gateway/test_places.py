@@ -18,6 +18,7 @@ from glimpse.gateway.copies import Threads
 from glimpse.gateway.meters import Meters
 from glimpse.gateway.parts import body
 from glimpse.gateway.places import Places
+from glimpse.gateway.redirect import Redirects
 from glimpse.gateway.sending import Sending
 from glimpse.kube import Kube
 from glimpse.problems import DataLost, NotFound, Problem, StoreRefused, StoreUnauthorized, StoreUnavailable
@@ -124,6 +125,13 @@ class Away(Memory):
         with super().get(key, offset, length) as reader:
             yield Asking(self, reader)
 
+    def link(self, key: str, _seconds: float, _name: str, /) -> str:
+        """Where its server would give it."""
+        self.asked += 1
+        if self.away:
+            raise StoreUnavailable("the server is away")
+        return f"http://127.0.0.1:9/{key}"
+
 
 class Asking:
     """A Reader that asks when it is read."""
@@ -160,17 +168,20 @@ def drivers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Away]:
 
 @pytest.fixture
 async def url(drivers: dict[str, Away]) -> AsyncIterator[str]:
-    """Sends the object from the stores that the path names."""
-    catalog, threads = Catalog(UNASKED, "glimpse-system", silence=60), Threads()
+    """Sends the object from the stores that the path names; with `?redirect=true` it leads to one if it can."""
+    catalog, threads, meters = Catalog(UNASKED, "glimpse-system", silence=60), Threads(), Meters()
     for weight, name in enumerate(reversed(drivers), 1):
         catalog.places.learn("ADDED", shown(name, weight))
-    sending = Sending(catalog, cast("Any", None), threads, Meters(), Bandwidth(0, 0))
+    sending = Sending(catalog, cast("Any", None), threads, meters, Bandwidth(0, 0))
+    redirects = Redirects(catalog.places, threads, meters, "asked", base="http://gateway")
 
     async def send(request: web.Request) -> web.StreamResponse:
         revision = Revision(1, DIGEST, (), len(DATA), "raw", SINCE, tuple(request.match_info["stores"].split("+")))
         response, content = web.StreamResponse(), body((), len(DATA))
         response.content_length = content.length
         entry = Entry("0", 1, (revision,))
+        if elsewhere := await redirects.find(request, entry, revision, "x.raw"):
+            return elsewhere
         sent = await sending.send(request, response, entry, revision, content)
         return response if sent else web.Response(status=503)
 
@@ -208,3 +219,22 @@ async def test_downloads_pay_once(url: str, drivers: dict[str, Away]) -> None:
         assert await get("heavy+light") == (200, 0)
         assert await get("heavy") == (200, 1)
         assert await get("heavy+light") == (200, 1)
+
+
+async def test_nobody_is_led_to_a_store_that_has_failed(url: str, drivers: dict[str, Away]) -> None:
+    """It is not asked for an address again: the bytes come from a copy that can be read, at last from its own."""
+    heavy = drivers["heavy"]
+    async with aiohttp.ClientSession() as session:
+
+        async def get() -> tuple[int, int]:
+            before = heavy.asked
+            async with session.get(f"{url}/heavy?redirect=true", allow_redirects=False) as got:
+                return got.status, heavy.asked - before
+
+        assert await get() == (307, 1)
+        heavy.away = True
+        assert await get() == (503, 2)  # for an address, and for the bytes
+        assert await get() == (503, 1)
+        heavy.away = False
+        assert await get() == (200, 1)
+        assert await get() == (307, 1)
