@@ -242,17 +242,14 @@ class Shelf:
 
     def put(self, store: str, image: Shown, number: int, data: bytes, *, digest: str = "") -> None:
         """Store bytes as a revision; the record may lie about the digest."""
-        record = Record(
-            installation=INSTALLATION,
-            namespace=image.namespace,
-            name=image.name,
-            uid=image.uid,
-            revision=number,
-            spec_hash="0",
-            digest=digest or "sha256:" + hashlib.sha256(data).hexdigest(),
-            size=len(data),
-        )
+        record = _record(image, number, data, digest)
         self._stores[store].put(record.key, "a", Bytes(data), lambda: record)
+
+    def register(self, store: str, image: Shown, number: int, data: bytes, location: str) -> None:
+        """Register bytes that others have put there as a revision."""
+        where, record = self._stores[store], _record(image, number, data)
+        version = where.locate(location)
+        where.register(record.key, "a", location, version, body=Bytes(data), record=lambda: record)
 
     def remove(self, store: str, key: str) -> None:
         """Remove one object."""
@@ -330,4 +327,17 @@ def _condition(kind: str, holds: bool) -> Condition:
         last_transition_time=SINCE,
         reason="Shelf",
         message="On a shelf.",
+    )
+
+
+def _record(image: Shown, number: int, data: bytes, digest: str = "") -> Record:
+    return Record(
+        installation=INSTALLATION,
+        namespace=image.namespace,
+        name=image.name,
+        uid=image.uid,
+        revision=number,
+        spec_hash="0",
+        digest=digest or "sha256:" + hashlib.sha256(data).hexdigest(),
+        size=len(data),
     )

@@ -15,6 +15,7 @@ import aiohttp
 import pytest
 from aiohttp import web
 
+from glimpse.gateway.bandwidth import Pace
 from glimpse.gateway.copies import Threads, Wanted, cached, fetch
 from glimpse.gateway.ranges import Span
 from glimpse.problems import DataLost, NotFound, StoreUnavailable
@@ -211,23 +212,41 @@ def rest(connection: socket.socket) -> bytes:
 
 
 class Counted:
-    """A meter without limits."""
+    """A meter, without limits unless it is given some."""
 
-    pace = None
-
-    def __init__(self) -> None:
-        self.sent = 0
+    def __init__(self, pace: Pace | None = None) -> None:
+        self.sent, self.pace = 0, pace
 
     def count(self, sent: int, /) -> None:
         """So many more."""
         self.sent += sent
+        if self.pace:
+            self.pace.count(sent)
+
+
+class Narrow(Pace):
+    """Lets a few bytes pass at a time, and at once."""
+
+    def __init__(self) -> None:
+        self.granted = 0
+
+    async def allow(self, wanted: int) -> int:
+        """Few."""
+        assert not self.granted
+        self.granted = min(wanted, 50_001)
+        return self.granted
+
+    def count(self, sent: int) -> None:
+        """All that was granted, if there is as much."""
+        assert sent <= self.granted
+        self.granted = 0
 
 
 @asynccontextmanager
-async def sending(store: Store, wanted: Wanted, *spans: Span) -> AsyncIterator[str]:
+async def sending(store: Store, wanted: Wanted, *spans: Span, pace: Pace | None = None) -> AsyncIterator[str]:
     """A server that sends these parts of an object; its URL."""
     threads = Threads()
-    meter = Counted()
+    meter = Counted(pace)
 
     async def send(request: web.Request) -> web.StreamResponse:
         async with threads.open(store, wanted, spans[0]) as copy:
@@ -263,14 +282,15 @@ def pulled(tmp_path: Path) -> tuple[Store, Wanted]:
     return store, Wanted("0-1", len(LONG), digest)
 
 
-async def test_pulled(pulled: tuple[Store, Wanted]) -> None:
-    """A store without files is pulled chunk by chunk, wholly or in part."""
+@pytest.mark.parametrize("pace", [None, Narrow()], ids=["unlimited", "limited"])
+async def test_pulled(pulled: tuple[Store, Wanted], pace: Pace | None) -> None:
+    """A store without files is pulled chunk by chunk, wholly or in part; what was read first is sent once."""
     store, wanted = pulled
     assert store.open("0-1") is None
     whole, parts = Span(0, len(LONG)), [Span(0, 1), Span((1 << 20) - 1, 2), Span(len(LONG) - 1, 1)]
     for spans in ([whole], *([part] for part in parts), parts[::-1], [*parts, Span(0, 0)]):
         async with (
-            sending(store, wanted, *spans) as url,
+            sending(store, wanted, *spans, pace=pace) as url,
             aiohttp.ClientSession() as session,
             session.get(url) as got,
         ):
@@ -314,6 +334,46 @@ async def test_pulled_is_looked_at(pulled: tuple[Store, Wanted]) -> None:
             async with threads.open(store, wrong, Span(0, 1)):
                 pass
     threads.close()
+
+
+async def test_fails_at_the_first_read(pulled: tuple[Store, Wanted]) -> None:
+    """What is wrong is said before anything is promised, also by a store that opens all and asks when it is read."""
+    store, wanted = pulled
+    closed: list[str] = []
+
+    class Lazy(Memory):
+        @contextmanager
+        def get(self, key: str, /, offset: int = 0, length: int | None = None) -> Iterator[Reader]:  # noqa: ARG002 - the contract
+            yield Late(b"" if offset else None)
+            closed.append(key)
+
+    lazy = Store(store._ref, Lazy(MemoryConfig(place=store._ref.config["place"]), {}, None))
+    threads = Threads()
+    for start, problem in ((0, StoreUnavailable), (1, DataLost)):
+        with pytest.raises(problem):
+            async with threads.open(lazy, wanted, Span(start, 7)):
+                pass
+    assert closed == [wanted.key] * 2
+    async with threads.open(lazy, wanted, Span(0, 0)):
+        pass  # the end of several ranges has no bytes
+    async with threads.open(lazy, wanted, None):
+        pass  # a look reads nothing
+    threads.close()
+
+
+class Late:
+    """A Reader that gives this, or fails."""
+
+    size: int | None = None
+
+    def __init__(self, gives: bytes | None) -> None:
+        self._gives = gives
+
+    def read(self, _n: int = 1, /) -> bytes:
+        """As it was told."""
+        if self._gives is None:
+            raise StoreUnavailable("the server is away")
+        return self._gives
 
 
 async def test_cancelled_while_a_thread_reads() -> None:

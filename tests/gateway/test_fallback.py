@@ -7,11 +7,12 @@ import pytest
 from tests.gateway.line import line
 from tests.gateway.test_copies import begun, rest
 from tests.gateway.test_meters import count
-from tests.gateway.test_redirect import Far, cloud, radosgw, servers, swift
+from tests.gateway.test_redirect import CONTAINER, Far, cloud, radosgw, servers, swift
 
 from glimpse.testing.bodies import noise
 from servers import wait_until
-from servers.shelf import Content, Shelf
+from servers.shelf import Content, Shelf, ask
+from servers.swift import Cloud
 
 __all__ = ["cloud", "radosgw", "servers", "swift"]  # fixtures
 
@@ -86,3 +87,26 @@ def test_removed_between_two_ranges(
     given = shares(gateway, server, file)
     assert min(given) > 0
     assert sum(given) == sum(len(part) for part in wanted(SEVERAL))
+
+
+@pytest.mark.parametrize("beside", [False, True], ids=["alone", "beside a file"])
+def test_registered_bytes_that_were_changed(
+    *, gateway: str, shelf: Shelf, namespace: str, token: str, cloud: Cloud, swift: Far, beside: bool
+) -> None:
+    """A server says only at the first read that other bytes lie there: nothing was promised until then."""
+    server, data = swift.store(shelf, namespace, publicEndpoint=None), DATA[: 2 << 20]
+    image = shelf.image(namespace, Content(data, [shelf.store(weight=1)] if beside else [], absent=[server]))
+    lies = f"/{CONTAINER}/{namespace}/theirs"
+    cloud.call("PUT", lies, {}, data)
+    shelf.register(server, image, 1, data, "theirs")
+    assert ask(gateway + image.path, token=token).body == data
+    assert shares(gateway, server) == [len(data)]
+    cloud.call("PUT", lies, {}, data[::-1])
+    for headers, status, body in ({}, 200, data), ({"Range": "bytes=5-9"}, 206, data[5:10]):
+        got = ask(gateway + image.path, token=token, headers=headers)
+        if beside:
+            assert (got.status, got.body) == (status, body)
+        else:
+            assert (got.status, got.headers["Retry-After"], got.headers["ETag"]) == (503, "5", None)
+            assert got.problem()["detail"] == "No store can give the bytes of this image at the moment."
+    assert shares(gateway, server) == [len(data)]

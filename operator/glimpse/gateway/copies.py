@@ -23,7 +23,7 @@ from glimpse.stores import Store
 from glimpse.streams import CHUNK
 
 OPENING: Final = 10.0
-"""Seconds that a store may take to open an object before it counts as unavailable."""
+"""Seconds that a store may take to open an object, and to give its first bytes, before it counts as unavailable."""
 WINDOW: Final = 4 << 20
 """Bytes of one sendfile, which are in memory before: a slow disk must not hold up the event loop."""
 PIECE: Final = 32 << 10
@@ -116,7 +116,8 @@ class Threads:
     async def open(self, store: Store, wanted: Wanted, first: Span | None) -> AsyncIterator[Copy]:
         """Open an object, as a file where the store has files; the part `first` of it will be sent first.
 
-        None: nothing will be, so that a store is only asked whether it has the object.
+        None: nothing will be, so that a store is only asked whether it has the object. Else the first bytes have come
+        when this returns, unless it is a file: nothing may be promised to a client before.
 
         Raises NotFound, DataLost (it is another than the catalogue says), StoreUnavailable, also after 10 s.
         """
@@ -154,6 +155,8 @@ def _open(threads: Threads, store: Store, wanted: Wanted, first: Span | None) ->
             look(store, wanted)
         else:
             _look_once(threads.seen, store, wanted, os.fstat(fd))
+        if isinstance(copy, _Stream):
+            copy.begin()
     except BaseException:
         copy.close()
         raise
@@ -368,8 +371,17 @@ class _Stream:
         self._threads, self._store, self._wanted = threads, store, wanted
         self._context: AbstractContextManager[object] = nullcontext()
         self._opened: Span | None = None
+        self._ahead = b""  # of what was opened, read and not sent yet
         if first:
             self._turn(first)
+
+    def begin(self) -> None:
+        """Have the first bytes of what was opened, as many stores ask their server only when they are read; blocking.
+
+        Raises as `send`.
+        """
+        if self._opened and self._opened.length:
+            self._ahead = self._read(min(self._opened.length, PULLED), self._opened.length)
 
     async def send(self, request: web.Request, response: web.StreamResponse, span: Span, meter: Meter) -> None:
         if span.length and span != self._opened:
@@ -381,17 +393,26 @@ class _Stream:
             size = min(left, PULLED)
             if meter.pace:
                 size = await meter.pace.allow(size)
-            chunk = await self._threads.run(self._store.name, self._reader.read, size)
-            if not chunk:
-                raise DataLost(f"object {self._wanted.key} in store {self._store.name} ends {left} bytes early")
+            if self._ahead:
+                chunk, self._ahead = self._ahead[:size], self._ahead[size:]
+            else:
+                chunk = await self._threads.run(self._store.name, self._read, size, left)
             await response.write(chunk)
             meter.count(len(chunk))
             left -= len(chunk)
+
+    def _read(self, size: int, left: int) -> bytes:
+        """The next bytes, at most `size` of the `left` that there must be."""
+        chunk = self._reader.read(size)
+        if not chunk:
+            raise DataLost(f"object {self._wanted.key} in store {self._store.name} ends {left} bytes early")
+        return chunk
 
     def _turn(self, span: Span) -> None:
         """To another part."""
         self._context.__exit__(None, None, None)
         self._context, self._opened = nullcontext(), span  # if there is none, there is nothing to close
+        self._ahead = b""
         context = self._store.get(self._wanted.key, span.start, span.length)
         self._reader = context.__enter__()
         self._context = context

@@ -70,10 +70,12 @@ class Redirects:
             registered = revision.registered and told(store.name, entry.uid, revision.registered)
             if registered or not isinstance(store.driver, Linkable):
                 continue  # what others may write to is looked at on its way, and so must pass here
+            if self._places.avoided(store.name):
+                continue  # to be asked for an address may take as long again, and the bytes may come from elsewhere
             try:
                 url = await self._link(store, wanted, life, file)
             except Problem as problem:
-                self._places.renew(store.name)
+                self._places.failed(store.name, problem)
                 log.warning("%s has no address in %s: %s: %s", wanted.key, store.name, problem.reason, problem.message)
                 continue
             if url and (url.startswith("https://") or not self._secure):

@@ -42,7 +42,7 @@ class Sending:
     async def send(
         self, request: web.Request, response: web.StreamResponse, entry: Entry, revision: Revision, content: Body
     ) -> bool:
-        """Send from the first copy that can be opened; if it breaks, the rest from the next, at the same byte.
+        """Send from the first copy that gives bytes; if it breaks, the rest from the next, at the same byte.
 
         False if there is none. If none can go on, the connection is cut: the client must see that something is missing.
         Raises Refusal 429 and 503, before anything is sent.
@@ -62,6 +62,7 @@ class Sending:
                             await response.prepare(request)
                         if request.method == "HEAD":
                             return True
+                        self._catalog.places.gave(store.name)
                         await _forward(
                             request, response, copy, _Meter(rest, self._meters.bytes.labels(store.name), pace)
                         )
@@ -69,7 +70,7 @@ class Sending:
                 except NotFound:
                     log.info("store %s does not hold %s", store.name, wanted.key)
                 except Problem as problem:
-                    self._catalog.places.renew(store.name)  # its credentials may have been changed
+                    self._catalog.places.failed(store.name, problem)
                     log.warning("%s cannot be read: %s: %s", wanted.key, problem.reason, problem.message)
                     if rest.sent and store is not found and isinstance(problem, DataLost):
                         break  # others write there, and may have done so before what was sent already
