@@ -381,7 +381,8 @@ def test_what_cannot_work_is_refused(ref: StoreRef, config: dict[str, str]) -> N
 
 def test_addresses_of_the_sixth_version(ref: StoreRef) -> None:
     """A host may be an address in brackets."""
-    assert open_store(ref.model_copy(update={"config": ref.config | {"uri": "mongodb://[::1]:27017/"}}))
+    store = open_store(ref.model_copy(update={"config": ref.config | {"uri": "mongodb://[::1]:27017/"}}))
+    assert store.driver.endpoint.startswith("mongodb://[::1]:27017/")
 
 
 @pytest.mark.parametrize(
