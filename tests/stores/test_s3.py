@@ -21,6 +21,7 @@ import pytest
 import trustme
 from boto3.s3.transfer import TransferConfig
 from tests.stores.buckets import Server
+from tests.stores.plain import plain
 
 from glimpse.problems import DataLost, NotFound, SecretNotReadable, StoreUnavailable, TooLarge
 from glimpse.runners import Inline
@@ -507,6 +508,12 @@ def test_a_certificate_of_a_stranger_is_refused(ref: StoreRef) -> None:
     """Without the authority nothing is sent, and the message says what is missing."""
     with pytest.raises(StoreUnavailable, match=r"not trusted.*caBundleRef"):
         open_store(ref.model_copy(update={"ca_bundle": None})).claim()
+
+
+def test_a_server_without_tls_is_told_as_that(ref: StoreRef) -> None:
+    """Behind a wrong port, say: the field is named, in no library's words."""
+    with plain() as server, pytest.raises(StoreUnavailable, match="no TLS connection could be made; see to endpoint"):
+        open_store(ref.model_copy(update={"config": ref.config | {"endpoint": f"https://{server}"}})).claim()
 
 
 def test_secrets_may_have_the_names_that_amazon_gives_them(store: Store, ref: StoreRef, radosgw: Server) -> None:

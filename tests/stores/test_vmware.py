@@ -18,6 +18,7 @@ from uuid import uuid4
 import pytest
 from pydantic import SecretStr
 from tests.stores.disks import mounted
+from tests.stores.plain import plain
 from tests.stores.quick_vmware import Quick
 
 from glimpse.problems import (
@@ -636,6 +637,12 @@ def test_an_unknown_certificate_is_refused(ref: StoreRef, vcenter: VCenter) -> N
     with pytest.raises(InvalidConfiguration, match="caBundleRef holds no certificates"):
         open_store(ref.model_copy(update={"ca_bundle": "-"}))
     assert sessions(vcenter) <= before
+
+
+def test_a_server_without_tls_is_told_as_that(ref: StoreRef) -> None:
+    """Behind a wrong port, say: the field is named, in no library's words."""
+    with plain() as server, pytest.raises(StoreUnavailable, match=r"speaks no TLS there; see to vmware\.server"):
+        open_store(changed(ref, server=server)).probe()
 
 
 def test_a_thumbprint_is_believed_whoever_has_signed(ref: StoreRef, vcenter: VCenter) -> None:

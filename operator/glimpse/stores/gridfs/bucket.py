@@ -178,7 +178,10 @@ class Bucket:
                     "name its authority in caBundleRef"
                 )
             if "ssl" in words:
-                return StoreUnavailable(f"{self.url} speaks no TLS there; see to tls in gridfs.uri, and to its port")
+                return StoreUnavailable(
+                    f"{self.url}: no TLS connection could be made, or it broke off; see to tls in gridfs.uri, and to "
+                    "the port"
+                )
             also = f"; is {self._set} the name of its replica set?" if self._set else ""
             return StoreUnavailable(f"{self.url} cannot be reached, or takes no writes at the moment{also}")
         if isinstance(error, ConfigurationError):

@@ -292,7 +292,7 @@ def border(place: Place) -> Iterator[None]:
                 f"{place}: the server's certificate is not trusted; if its authority is your own, set caBundleRef"
             ) from error
         if isinstance(error, exceptions.SSLError):
-            raise StoreUnavailable(f"{place}: no TLS is spoken there; see to endpoint and its port") from error
+            raise StoreUnavailable(f"{place}: no TLS connection could be made; see to endpoint and its port") from error
         raise StoreUnavailable(f"{place}: the connection failed ({type(error).__name__})") from error
 
 

@@ -22,6 +22,8 @@ _VERSION: Final = "vim.version.version11"
 
 _IDLE: Final = 60
 """Seconds after which an idle connection is not used again: the server may have closed it."""
+_NO_TLS: Final = {"WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE"}
+"""What OpenSSL, of some release, calls an answer that is none of TLS."""
 
 T = TypeVar("T")
 
@@ -284,14 +286,13 @@ class Server:
                 f"the certificate of {server} is not trusted, {what}: give its authority as caBundleRef, or its "
                 "SHA-256 as vmware.thumbprint"
             ) from error
-        except ssl.SSLError as error:
-            self._silent(session)
-            raise StoreUnavailable(f"{server} speaks no TLS there; see to vmware.server and its port") from error
         except TimeoutError as error:
             self._silent(session)
             raise StoreUnavailable(f"{server} does not answer within {self.patience:.0f} s") from error
         except (OSError, http.client.HTTPException, ExpatError) as error:
             self._silent(session)
+            if getattr(error, "reason", None) in _NO_TLS:
+                raise StoreUnavailable(f"{server} speaks no TLS there; see to vmware.server and its port") from error
             raise Broken(getattr(error, "strerror", None) or type(error).__name__) from error
 
     def _said(self, fault: Exception) -> Exception:
