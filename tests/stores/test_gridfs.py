@@ -387,7 +387,7 @@ def test_addresses_of_the_sixth_version(ref: StoreRef) -> None:
 
 @pytest.mark.parametrize(
     ("options", "words"),
-    [("tls=true", "no TLS connection could be made"), ("replicaSet=other", "is other the name of its")],
+    [("tls=true", r"does it speak TLS\?"), ("replicaSet=other", "is other the name of its")],
 )
 def test_options_that_do_not_fit_the_server_are_named(ref: StoreRef, options: str, words: str) -> None:
     """What the server is not is told as that, not as silence."""

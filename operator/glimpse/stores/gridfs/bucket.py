@@ -57,7 +57,10 @@ class Bucket:
         scheme, _, rest = uri.partition("://")
         self.url = f"{scheme}://{rest.partition('?')[0].rstrip('/')}/{database}/{name}"
         """Tells a person where it is."""
-        self._set = dict(each.partition("=")[::2] for each in rest.partition("?")[2].split("&")).get("replicaSet")
+        options = dict(each.partition("=")[::2] for each in rest.partition("?")[2].split("&"))
+        tls = ca_bundle or options.get("tls", str(scheme == "mongodb+srv").lower()) == "true"
+        self._hint = "; does it speak TLS?" if tls else ""
+        self._hint += f"; is {called} the name of its replica set?" if (called := options.get("replicaSet")) else ""
         self._lock = threading.Lock()
         self._client: MongoClient[Document] | None = None
 
@@ -177,13 +180,7 @@ class Bucket:
                     f"{self.url}: no authority that is trusted has signed the server's certificate for this name; "
                     "name its authority in caBundleRef"
                 )
-            if "ssl" in words:
-                return StoreUnavailable(
-                    f"{self.url}: no TLS connection could be made, or it broke off; see to tls in gridfs.uri, and to "
-                    "the port"
-                )
-            also = f"; is {self._set} the name of its replica set?" if self._set else ""
-            return StoreUnavailable(f"{self.url} cannot be reached, or takes no writes at the moment{also}")
+            return StoreUnavailable(f"{self.url} cannot be reached, or takes no writes at the moment{self._hint}")
         if isinstance(error, ConfigurationError):
             if self._uri.startswith("mongodb+srv"):
                 return StoreUnavailable(
