@@ -138,7 +138,7 @@ _MORE: Final = (
     _header("Upload-Offset", "Bytes that are there.", pattern="^[0-9]{1,18}$"),
     _header("Upload-Checksum", "An algorithm, a space, and base64: of this part."),
 )
-_PATCHED: Final = (400, 401, 403, 404, 408, 409, 412, 413, 415, 422, 429, 460, 503, 507)
+_PATCHED: Final = (400, 401, 403, 404, 408, 409, 410, 412, 413, 415, 422, 429, 460, 503, 507)
 _PART: Final[Json] = {
     "required": True,
     "content": {"application/offset+octet-stream": {"schema": {"type": "string", "format": "binary"}}},
@@ -218,7 +218,7 @@ SAID: Final[Mapping[tuple[str, str], Said]] = {
     ("HEAD", _UPLOAD): Said(
         "How far it is",
         {200: answer("So far.", headers=_STATE | {"Upload-Length": "Bytes of the whole."})},
-        (401, 403, 404, 409, 412, 429, 503),
+        (401, 403, 404, 409, 410, 412, 429, 503),
         (_SPOKEN,),
         words=_PARTS,
     ),
@@ -233,7 +233,7 @@ SAID: Final[Mapping[tuple[str, str], Said]] = {
     ("DELETE", _UPLOAD): Said(
         "End it; nothing of it stays",
         {204: answer("It has ended.")},
-        (401, 403, 404, 409, 412, 429, 503),
+        (401, 403, 404, 409, 410, 412, 429, 503),
         (_SPOKEN,),
         words=_PARTS,
     ),
