@@ -28,6 +28,7 @@ from glimpse.stores.filesystem.clones import clone
 from glimpse.stores.filesystem.config import FilesystemConfig
 from glimpse.stores.filesystem.files import (
     FILE,
+    WRITE_BACK,
     make_folder,
     names,
     open_file,
@@ -51,9 +52,6 @@ from glimpse.stores.filesystem.ranges import Range, reading
 from glimpse.streams import CHUNK, HOLE, Reader, solid
 
 RECORD: Final = "record.json"
-
-WRITE_BACK: Final = 16 << 20
-"""Bytes after which the kernel is asked to start writing, so that little is left to wait for at the end."""
 
 
 class Filesystem:

@@ -46,15 +46,25 @@ def names(folder: int, prefix: str) -> list[str]:
     return [name for name in os.listdir(folder) if name.startswith(prefix) and _NAME.fullmatch(name)]
 
 
+WRITE_BACK: Final = 16 << 20
+"""Bytes after which the kernel is asked to start writing, so that little is left to wait for at the end."""
+WRITE: Final = 256 << 10
+"""Bytes of one write. For more at once ext4 takes larger pages of memory, which are seldom warm: in a virtual machine
+its host has to find them first, and the write took four times as long."""
+
+
 def write_at(fd: int, view: memoryview, position: int) -> None:
     """Write all of it."""
     while view:
-        written = os.pwrite(fd, view, position)
+        written = os.pwrite(fd, view[:WRITE], position)
         view, position = view[written:], position + written
 
 
 def start_writing(fd: int, start: int = 0, length: int = 0) -> None:
-    """Have the kernel begin with dirty pages (Linux does so for this advice), and not wait; length 0 is to the end."""
+    """Have the kernel begin with dirty pages, and not wait; length 0 is to the end. It forgets those that are clean.
+
+    Linux does so for this advice.
+    """
     os.posix_fadvise(fd, start, length, os.POSIX_FADV_DONTNEED)
 
 
@@ -64,7 +74,8 @@ def write_small(folder: int, name: str, line: bytes, data: int | None = None) ->
     try:
         write_at(fd, memoryview(line), 0)
         if data is not None:
-            start_writing(data)
+            # no more: of what is on the disk already this would empty the memory that the first readers find it in
+            start_writing(data, max(os.fstat(data).st_size - WRITE_BACK, 0))
             start_writing(fd)
             os.fdatasync(data)
         os.fsync(fd)
