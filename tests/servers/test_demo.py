@@ -9,8 +9,8 @@ from servers import ROOT
 from servers.require import require_tool
 from servers.stores import SERVERS, TYPES, kinds_of
 
-SHORT = ("gridfs", "sheepdog", "http")
-"""Kinds whose servers start in a moment: one that is written, one by an emulator, one that takes no bytes."""
+SHORT = ("rbd", "gridfs", "sheepdog", "http")
+"""Kinds whose servers start soon: one that machines start from, one more, an emulator, one that takes no bytes."""
 
 
 def test_each_driver_has_its_servers() -> None:
@@ -53,5 +53,10 @@ def test_the_demo_fills_stores() -> None:
         timeout=400,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    for words in ("my-gridfs has it: mongodb://", "my-sheepdog has it: sheepdog://", "its bytes are where they were"):
+    for words in (
+        "my-rbd has it: rbd://",
+        "my-gridfs has it: mongodb://",
+        "my-sheepdog has it: sheepdog://",
+        "its bytes are where they were",
+    ):
         assert words in done.stdout
