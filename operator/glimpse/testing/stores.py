@@ -10,6 +10,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from typing import ClassVar, Self
 
@@ -410,26 +411,41 @@ class StoreContract(StoreFixtures):
         """Whoever looks while an object comes and goes sees all of it, with its record, or nothing."""
         data = noise(300_000)
         over = threading.Event()
-        seen = threading.Semaphore(0)
+        seen = threading.Condition()
+        looks = 0
 
         def look() -> None:
-            while not over.is_set():
-                try:
-                    assert read(store, KEY) == data
-                    entry = store.stat(KEY)
-                except NotFound:
-                    continue
-                finally:
-                    seen.release()
-                assert (entry.size, entry.record) == (len(data), record_of(KEY))
-                assert all(entry.record for entry in store.list() if not entry.partial)
+            nonlocal looks
+            try:
+                while not over.is_set():
+                    with suppress(NotFound):
+                        assert read(store, KEY) == data
+                        entry = store.stat(KEY)
+                        assert (entry.size, entry.record) == (len(data), record_of(KEY))
+                        assert all(entry.record for entry in store.list() if not entry.partial)
+                    with seen:
+                        looks += 1
+                        seen.notify_all()
+            finally:
+                with seen:
+                    over.set()
+                    seen.notify_all()
+
+        def looked() -> None:
+            with seen:
+                enough = looks + 3  # two of them may have begun before
+                assert seen.wait_for(lambda: looks >= enough or over.is_set(), 60)
+
+        def before(given: int) -> None:
+            if given == 200_000:
+                looked()
 
         with ThreadPoolExecutor(2) as pool:
             watchers = [pool.submit(look) for _ in range(2)]
             try:
                 for n in range(self.rounds):
-                    put(store, KEY, data, attempt=f"a{n}")
-                    assert seen.acquire(timeout=60)
+                    store.put(KEY, f"a{n}", Body(data, piece=200_000, before=before), partial(record_of, KEY))
+                    looked()
                     store.delete(KEY)
             finally:
                 over.set()
