@@ -9,6 +9,8 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from secrets import token_hex
 from typing import Any, ClassVar
@@ -31,6 +33,7 @@ from glimpse.stores.cinder.image import Way, way
 from glimpse.streams import CHUNK
 from glimpse.tasks import StoreRef
 from glimpse.testing.bodies import Body, noise, record_of
+from glimpse.testing.cloneable import CloneableContract, clone, original
 from glimpse.testing.remote import Far, RemoteContract, Restart
 from glimpse.testing.sparse import SparseContract
 from glimpse.testing.stores import KEY, OTHER, Raw, StoreContract, StoreFixtures, put, read
@@ -230,6 +233,12 @@ class TestSparse(Fixtures, SparseContract):
             return sum(each["length"] for each in json.loads(rbd(cloud, "diff", name, "--format", "json")))
 
         return look
+
+
+class TestCloneable(Fixtures, CloneableContract):
+    """What a store promises that makes one object of another."""
+
+    turns: ClassVar[int] = 1
 
 
 class Frozen:
@@ -453,7 +462,7 @@ def test_a_volume_is_made_from_an_image(cloud: Cloud, project: str, ref: StoreRe
     """As `openstack volume create --source` does: a clone in Ceph with the right bytes, which is no object of ours.
 
     It is whole as well when the image has gone. When both have gone, Cinder has left the bytes of the image in Ceph: as
-    long as it does, the store makes no clones itself.
+    long as it does, the store itself makes clones by way of a snapshot.
     """
     store, data = open_store(ref), noise(3 * CHUNK)
     put(store, KEY, data)
@@ -474,6 +483,111 @@ def test_a_volume_is_made_from_an_image(cloud: Cloud, project: str, ref: StoreRe
     cloud.call(project, "DELETE", f"/volumes/{disk}")
     cloud.reaches(project, disk)
     assert f"volume-{source['id']}.deleted" in rbd(cloud, "ls", POOL).decode().split()
+
+
+def snapshots(cloud: Cloud, project: str) -> list[dict[str, Any]]:
+    """All of a project."""
+    found: list[dict[str, Any]] = cloud.call(project, "GET", "/snapshots")["snapshots"]
+    return found
+
+
+@pytest.mark.parametrize("clones", ["copied", "shared"])
+def test_clones_leave_nothing(cloud: Cloud, project: str, ref: StoreRef, ceph: Ceph, clones: str) -> None:
+    """Where Ceph makes clones of format 2 they share bytes; else Cinder has copied them. Either way nothing is left.
+
+    Nor does a snapshot stand in the way of the original's removal.
+    """
+    images = set(rbd(cloud, "ls", POOL).split())
+    store, data = open_store(ref), noise(3 * CHUNK)
+    if clones == "shared":
+        ceph.cluster.ceph("osd", "set-require-min-compat-client", "mimic")
+    try:
+        original(store, data)
+        assert clone(store)
+        image = f"{POOL}/volume-{stored(cloud, project, OTHER)['id']}"
+        assert ("parent" in json.loads(rbd(cloud, "info", image, "--format", "json"))) == (clones == "shared")
+        assert snapshots(cloud, project) == []
+        store.delete(KEY)
+        assert {each["metadata"]["glimpse-key"] for each in settled(cloud, project)} == {"marker", OTHER}
+        assert read(store, OTHER) == data
+        store.delete(OTHER)
+        marker = stored(cloud, project, "marker")["id"]
+        cloud.call(project, "DELETE", f"/volumes/{marker}")
+        cloud.reaches(project, marker)
+        assert set(rbd(cloud, "ls", POOL).split()) == images
+        trash = json.loads(rbd(cloud, "trash", "ls", POOL, "--format", "json"))
+        assert trash == []
+    finally:
+        ceph.cluster.ceph("osd", "set-require-min-compat-client", "luminous")
+
+
+def freeze(cloud: Cloud, project: str) -> str:
+    """Leave what an attempt leaves that dies in a clone of the object: its snapshot."""
+    notes = {"glimpse-store": "default", "glimpse-key": OTHER, "glimpse-attempt": "b1"}
+    body = {"volume_id": stored(cloud, project)["id"], "metadata": notes}
+    made: str = cloud.call(project, "POST", "/snapshots", {"snapshot": body})["snapshot"]["id"]
+    wait_until(
+        "the snapshot", lambda: {each["status"] for each in snapshots(cloud, project)} == {"available"}, timeout=30
+    )
+    return made
+
+
+@pytest.mark.parametrize("action", ["clone", "delete"])
+def test_a_dead_clone_is_in_nobodys_way(cloud: Cloud, project: str, ref: StoreRef, action: str) -> None:
+    """A snapshot that an attempt at a clone has left holds its original as long as it may be alive, and no longer."""
+    store = open_store(ref)
+    original(store, b"image")
+    freeze(cloud, project)
+    with pytest.raises(StoreUnavailable, match=r"cannot be removed\. .*have snapshots"):
+        store.delete(KEY)
+    assert read(store, KEY) == b"image"
+    made = datetime.fromisoformat(snapshots(cloud, project)[0]["created_at"]).replace(tzinfo=UTC)
+    service = store.driver._service  # type: ignore[attr-defined]
+    lease = store.driver.lease + 1  # type: ignore[attr-defined]
+    wait_until("the end of its lease", partial(past, service, made.timestamp() + lease), timeout=60)
+    if action == "clone":
+        clone(store, attempt="b2")
+    else:
+        store.delete(KEY)
+    wait_until("its end", lambda: snapshots(cloud, project) == [], timeout=30)
+    assert [entry.key for entry in store.list()] == ([KEY, OTHER] if action == "clone" else [])
+
+
+def past(service: Any, time: float) -> bool:
+    """Whether Cinder's clock is past that."""
+    service.limits()
+    return bool(service.now > time)
+
+
+@pytest.mark.parametrize(("attempt", "left"), [("b1", 0), ("c1", 1)])
+def test_a_dead_clone_takes_its_snapshot_along(
+    cloud: Cloud, project: str, ref: StoreRef, attempt: str, left: int
+) -> None:
+    """Whoever removes the volume of a dead attempt at a clone removes its snapshot as well, but none of another's."""
+    store = open_store(ref)
+    original(store, b"image")
+    notes = {"glimpse-store": "default", "glimpse-key": OTHER, "glimpse-attempt": attempt}
+    body = {"size": 1, "snapshot_id": freeze(cloud, project), "metadata": notes}
+    made = cloud.call(project, "POST", "/volumes", {"volume": body})["volume"]["id"]
+    cloud.reaches(project, made, "available")
+    assert [entry.key for entry in store.list() if entry.partial] == [f"{OTHER}.{attempt}"]
+    store.delete(f"{OTHER}.{attempt}")
+    cloud.reaches(project, made)
+    wait_until(
+        "its end",
+        lambda: len([each for each in snapshots(cloud, project) if each["status"] == "available"]) == left,
+        timeout=30,
+    )
+
+
+def test_a_clone_keeps_to_the_quota(cloud: Cloud, project: str, ref: StoreRef) -> None:
+    """A project that may have no snapshot has no clone made, and nothing is left; who wants one copies the bytes."""
+    store = open_store(ref)
+    original(store, b"image")
+    cloud.call(project, "PUT", f"/os-quota-sets/{project}", {"quota_set": {"snapshots": 0}})
+    with pytest.raises(StoreFull, match=r"[Ss]napshot.*quota"):
+        clone(store)
+    assert [entry.key for entry in store.list()] == [KEY]
 
 
 def test_the_zone_of_a_volume(cloud: Cloud, project: str, ref: StoreRef) -> None:

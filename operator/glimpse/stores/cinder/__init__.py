@@ -13,10 +13,10 @@ Cinder has no names that are unique and no rename that fails, so what a volume i
 
 Which of several attempts becomes the object, and how one is removed: see `attempts`.
 
-No object is made of another one here, though Cinder makes a volume of a volume. Its driver for Ceph makes a snapshot of
-the original for that, and never removes it: when both have gone, the bytes of the original stay in the pool, where
-nobody sees them any more. By way of a snapshot of Cinder's nothing stays; but to remove that, Cinder copies all bytes
-where Ceph makes clones of format 1, as it does by default.
+A snapshot carries the first three while an object is made of another one. Cinder would make a volume of a volume too,
+but its driver for Ceph makes a snapshot of its own for that and never removes it: when both have gone, the bytes of the
+original stay in the pool, where nobody sees them any more. By way of a snapshot of Cinder's nothing stays. To remove
+that, Cinder copies all bytes where Ceph makes clones of format 1, as it does by default.
 """
 
 import threading
@@ -31,6 +31,7 @@ from urllib.parse import quote, urlsplit
 from pydantic import BaseModel
 
 from glimpse.ceph import LIBRARIES, Pipe, Range, is_key
+from glimpse.lease import Lease
 from glimpse.problems import (
     InvalidConfiguration,
     NotFound,
@@ -134,21 +135,20 @@ class Cinder:
 
     def put(self, key: str, attempt: str, body: Reader, record: Callable[[], bytes], /) -> Stat:
         """Write a volume of this attempt, then have it stored as the only one."""
-        volumes = self._attempts.of(key)
-        if stored(volumes):
-            raise StoreConflict(f"an object {key} exists in {self._endpoint}, and objects are written once")
-        self._attempts.reap(volumes)
+        self._beginning(key)
         with self._attempts.made(key, attempt, gigabytes_of(body.size or 0)) as (volume, lease):
             try:
                 size = self._write(volume, body)
-                line = record()
-                stat = Stat(key, size, self._attempts.location(volume.id), float(int(self._service.now)), line)
-                self._attempts.commit(
-                    volume.id, key, {SIZE: str(size), WRITTEN: f"{stat.modified:.0f}", **parts(RECORD, line)}, lease
-                )
+                return self._commit(volume, key, size, record(), lease)
             finally:
                 self._unwritten.pop(volume.id, None)
-        return stat
+
+    def clone(self, source: str, key: str, attempt: str, record: bytes, /) -> Stat:
+        """Have Cinder make the volume; all else is done as for a put."""
+        original = self._attempts.find(source)
+        self._beginning(key)
+        with self._attempts.cloned(original, key, attempt) as (volume, lease):
+            return self._commit(volume, key, size_of(original), record, lease)
 
     @contextmanager
     def get(self, key: str, /, offset: int = 0, length: int | None = None) -> Iterator[Reader]:
@@ -248,6 +248,20 @@ class Cinder:
                 import_module(module)
 
     # Writing
+
+    def _beginning(self, key: str) -> None:
+        """Before an attempt. Raises StoreConflict."""
+        volumes = self._attempts.of(key)
+        if stored(volumes):
+            raise StoreConflict(f"an object {key} exists in {self._endpoint}, and objects are written once")
+        self._attempts.reap(volumes)
+
+    def _commit(self, volume: Volume, key: str, size: int, record: bytes, lease: Lease) -> Stat:
+        """Have a volume stored that holds all bytes. Raises StoreConflict."""
+        stat = Stat(key, size, self._attempts.location(volume.id), float(int(self._service.now)), record)
+        notes = {SIZE: str(size), WRITTEN: f"{stat.modified:.0f}", **parts(RECORD, record)}
+        self._attempts.commit(volume.id, key, notes, lease)
+        return stat
 
     def _write(self, volume: Volume, body: Reader) -> int:
         """All of `body`; how much that is. A volume that turns out to be too small is enlarged between two writes."""

@@ -42,6 +42,9 @@ from glimpse.stores.cinder.volumes import (
 REFUSALS: Final = 4
 """Times that Cinder says no to the removal of a volume which is not in use, before it is believed."""
 
+MELTING: Final = 60.0
+"""Seconds for each GiB in which Cinder removes a snapshot; it copies what was made of it first, where Ceph does not."""
+
 _ALIVE: Final = re.compile(r"alive at (\S+Z)")
 
 
@@ -79,7 +82,13 @@ class Attempts:
 
     @contextmanager
     def made(
-        self, key: str, attempt: str, gigabytes: int, more: Mapping[str, str] | None = None
+        self,
+        key: str,
+        attempt: str,
+        gigabytes: int,
+        more: Mapping[str, str] | None = None,
+        *,
+        snapshot: str | None = None,
     ) -> Iterator[tuple[Volume, Lease]]:
         """A new volume, alive as long as the block lasts; removed if it fails. Raises StoreFull."""
         made = None
@@ -90,6 +99,7 @@ class Attempts:
                     size=gigabytes,
                     description=self._sign(),
                     metadata={STORE: self._place, KEY: key, ATTEMPT: attempt, STATE: "writing", **(more or {})},
+                    snapshot_id=snapshot,
                     **self._wanted,
                 )
             volume = made
@@ -102,6 +112,26 @@ class Attempts:
                     unknown = made is None and each.metadata.get(ATTEMPT) == attempt and not is_stored(each)
                     if each.id == made or unknown:
                         self.drop(each)
+            raise
+
+    @contextmanager
+    def cloned(self, original: Volume, key: str, attempt: str) -> Iterator[tuple[Volume, Lease]]:
+        """The same, with the bytes of another one.
+
+        It is made of a snapshot, which has gone when the block begins: Cinder has the new volume stand by itself then,
+        by copying, or leaves that to Ceph.
+        """
+        self._melt(original.id)
+        snapshot = self._service.freeze(original.id, {STORE: self._place, KEY: key, ATTEMPT: attempt})
+        try:
+            self._service.frozen(snapshot)
+            with self.made(key, attempt, original.gigabytes, snapshot=snapshot) as (volume, lease):
+                self._service.melt(snapshot)
+                self._service.melted(snapshot, MELTING * original.gigabytes)
+                yield volume, lease
+        except BaseException:
+            with suppress(Problem):
+                self._service.melt(snapshot)
             raise
 
     def commit(self, volume: str, key: str, notes: Mapping[str, str], lease: Lease) -> None:
@@ -172,7 +202,7 @@ class Attempts:
                         return
                     break
                 except Refused as problem:
-                    refusals += found.status == "available"
+                    refusals += found.status == "available" and not self._melt(volume.id)
                     if refusals == REFUSALS or time.monotonic() > deadline:
                         where = self.location(volume.id)
                         raise StoreUnavailable(f"{where} cannot be removed. {problem.message}") from problem
@@ -181,11 +211,27 @@ class Attempts:
             self._service.note(volume.id, {STATE: "removed"})
         except NotFound:
             return
-        self._service.gone(volume.id, self._patience)
+        if self._service.gone(volume.id, self._patience) and volume.snapshot:
+            with suppress(Problem):  # what stays is in nobody's way: who removes the original removes it
+                made = self._service.snapshot(volume.snapshot).metadata
+                if all(made.get(name) == volume.metadata.get(name) for name in (STORE, KEY, ATTEMPT)):
+                    self._service.melt(volume.snapshot)
 
     def location(self, volume: str) -> str:
         """A URL that tells a person where it is."""
         return f"{self._endpoint}/volumes/{volume}"
+
+    def _melt(self, original: str) -> bool:
+        """Whether clones are being made of a volume. What dead attempts at that have left is removed."""
+        ours = [each for each in self._service.snapshots(original) if each.metadata.get(STORE) == self._place]
+        for each in ours:
+            if each.status == "deleting" or self._service.now - each.created <= self._lease + 1:
+                continue
+            clones = self.of(each.metadata.get(KEY, ""))
+            if not any(clone.snapshot == each.id and self.alive(clone) for clone in clones):
+                with suppress(Problem):
+                    self._service.melt(each.id)
+        return bool(ours)
 
     @contextmanager
     def _typed(self) -> Iterator[None]:

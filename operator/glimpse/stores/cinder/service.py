@@ -7,7 +7,7 @@ python-cinderclient does the requests and keystoneauth the logins, on a session 
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -65,6 +65,19 @@ class Volume:
     metadata: Mapping[str, str]
     now: float
     """When Cinder said so, by its own clock, in whole seconds."""
+    snapshot: str | None
+    """Of which it was made, though that may have gone."""
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """What Cinder says of a snapshot of a volume."""
+
+    id: str
+    status: str
+    created: float
+    """Seconds since the epoch."""
+    metadata: Mapping[str, str]
 
 
 class Service:
@@ -203,6 +216,46 @@ class Service:
         state = found.status if found else "unknown"
         raise StoreUnavailable(f"{self.where}: a volume is still {state} after {self._settling:.0f} s")
 
+    def freeze(self, volume: str, metadata: Mapping[str, str]) -> str:
+        """Begin to make a snapshot of a volume, whoever has it attached; its id. Raises NotFound, StoreFull."""
+        body = {"snapshot": {"volume_id": volume, "metadata": dict(metadata), "force": True}}
+        made: str = self._call("POST", "/snapshots", body)["snapshot"]["id"]
+        return made
+
+    def snapshots(self, volume: str) -> Sequence[Snapshot]:
+        """All snapshots of a volume."""
+        found = self._call("GET", f"/snapshots?{urlencode({'volume_id': volume})}")["snapshots"]
+        return list(map(_snapshot, found))
+
+    def snapshot(self, snapshot: str) -> Snapshot:
+        """One snapshot. Raises NotFound."""
+        return _snapshot(self._call("GET", f"/snapshots/{snapshot}")["snapshot"])
+
+    def frozen(self, snapshot: str) -> None:
+        """Wait until a snapshot is made. Raises StoreUnavailable if that comes to another end."""
+        for _ in self._looks(self._settling):
+            status = self.snapshot(snapshot).status
+            if status == "available":
+                return
+            if status.startswith("error"):
+                raise StoreUnavailable(f"{self.where}: a snapshot came to the status {status}{self._why(snapshot)}")
+        raise StoreUnavailable(f"{self.where}: a snapshot is not made after {self._settling:.0f} s")
+
+    def melt(self, snapshot: str) -> None:
+        """Have a snapshot removed; what was made of it stays. Absent is fine. Raises Refused."""
+        with suppress(NotFound):
+            self._call("DELETE", f"/snapshots/{snapshot}")
+
+    def melted(self, snapshot: str, seconds: float) -> None:
+        """Wait until a snapshot has gone. Raises StoreUnavailable if that comes to another end, or to none."""
+        status = "deleting"
+        with suppress(NotFound):
+            for _ in self._looks(seconds):
+                status = self.snapshot(snapshot).status
+                if status != "deleting":
+                    break
+            raise StoreUnavailable(f"{self.where}: a snapshot that should be removed is {status}{self._why(snapshot)}")
+
     def limits(self) -> Mapping[str, int]:
         """What the project may have, and has."""
         found: Mapping[str, int] = self._call("GET", "/limits")["limits"]["absolute"]
@@ -224,15 +277,15 @@ class Service:
             yield
 
     def _volume(self, found: Mapping[str, Any]) -> Volume:
-        then = datetime.fromisoformat(found["created_at"])
         return Volume(
             id=found["id"],
             status=found["status"],
             gigabytes=int(found["size"]),
             description=found.get("description") or "",
-            created=(then if then.tzinfo else then.replace(tzinfo=UTC)).timestamp(),
+            created=_seconds(found["created_at"]),
             metadata=found.get("metadata") or {},
             now=self._clock[0] if self._clock else time.time(),
+            snapshot=found.get("snapshot_id"),
         )
 
     def _call(
@@ -342,6 +395,16 @@ class Service:
 
 class _Passing(StoreUnavailable):
     """What time may mend at once."""
+
+
+def _snapshot(found: Mapping[str, Any]) -> Snapshot:
+    return Snapshot(found["id"], found["status"], _seconds(found["created_at"]), found.get("metadata") or {})
+
+
+def _seconds(date: str) -> float:
+    """Since the epoch; Cinder writes UTC without saying so."""
+    then = datetime.fromisoformat(date)
+    return (then if then.tzinfo else then.replace(tzinfo=UTC)).timestamp()
 
 
 def _plain(words: object) -> str:
