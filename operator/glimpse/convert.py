@@ -27,7 +27,7 @@ from glimpse import cell
 from glimpse.api.base import format_quantity
 from glimpse.nbd import Written
 from glimpse.problems import ConversionFailed, InvalidConfiguration, Problem, StoreFull, TooLarge, WorkerLost
-from glimpse.streams import CHUNK, Reader, solid
+from glimpse.streams import CHUNK, Reader, solid, write_at
 
 MEMORY: Final = 1 << 30
 """Bytes of address space of qemu-img; it takes an eighth of that."""
@@ -94,7 +94,7 @@ class Spooled:
                     if self._used > self._limit:
                         raise self._too_large()
                     with self._border():
-                        _pwrite(self._file, view[start:stop], self._length + start)
+                        write_at(self._file, view[start:stop], self._length + start)
             self._length += len(chunk)
         with self._border():
             os.ftruncate(self._file, self._length)
@@ -373,9 +373,3 @@ def _cut_off() -> ConversionFailed:
 def convertible(disk_format: str) -> bool:
     """Whether qemu-img reads such images, and is let at them."""
     return disk_format in _DRIVERS
-
-
-def _pwrite(fd: int, view: memoryview, position: int) -> None:
-    while view:
-        written = os.pwrite(fd, view, position)
-        view, position = view[written:], position + written

@@ -35,7 +35,6 @@ from glimpse.stores.filesystem.files import (
     open_folder,
     read_small,
     start_writing,
-    write_at,
     write_small,
 )
 from glimpse.stores.filesystem.folder import ATTEMPTS, OBJECTS, Folder, Place, holds
@@ -49,7 +48,7 @@ from glimpse.stores.filesystem.places import (
     version_of,
 )
 from glimpse.stores.filesystem.ranges import Range, reading
-from glimpse.streams import CHUNK, HOLE, Reader, solid
+from glimpse.streams import CHUNK, HOLE, Reader, solid, write_at
 
 RECORD: Final = "record.json"
 

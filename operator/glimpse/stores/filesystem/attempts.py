@@ -22,7 +22,8 @@ from pydantic import BaseModel, Field, ValidationError
 
 from glimpse.problems import StoreConflict
 from glimpse.stores import MARK_LIMIT, Mark, lasting
-from glimpse.stores.filesystem.files import FILE, names, open_folder, read_small, write_at, write_small
+from glimpse.stores.filesystem.files import FILE, names, open_folder, read_small, write_small
+from glimpse.streams import write_at
 
 DATA: Final = "data"
 CHECKPOINT: Final = "checkpoint.json"

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import Final
 
 from glimpse.stores import RECORD_LIMIT
+from glimpse.streams import write_at
 
 FOLDER: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 FILE: Final = os.O_NOFOLLOW | os.O_CLOEXEC
@@ -48,16 +49,6 @@ def names(folder: int, prefix: str) -> list[str]:
 
 WRITE_BACK: Final = 16 << 20
 """Bytes after which the kernel is asked to start writing, so that little is left to wait for at the end."""
-WRITE: Final = 256 << 10
-"""Bytes of one write. For more at once ext4 takes larger pages of memory, which are seldom warm: in a virtual machine
-its host has to find them first, and the write took four times as long."""
-
-
-def write_at(fd: int, view: memoryview, position: int) -> None:
-    """Write all of it."""
-    while view:
-        written = os.pwrite(fd, view[:WRITE], position)
-        view, position = view[written:], position + written
 
 
 def start_writing(fd: int, start: int = 0, length: int = 0) -> None:
