@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import Final
 
+from glimpse.api.store import UNREGISTERED
 from glimpse.stores import Cloneable, Linkable, Placed, Registering, Resumable, Sendable, Sparse, installed, load
 from glimpse.testing.cloneable import CloneableContract
 from glimpse.testing.placed_remote import RemotePlacedContract
@@ -72,6 +73,11 @@ def test_each_driver_has_its_capabilities() -> None:
         store_of(row[0]): [cell == "yes" for cell in row[1:]] for row in rows("store | takes up a transfer that died")
     }
     assert shown == {name: [can(name, each) for each in CAPABILITIES] for name in installed()}
+
+
+def test_what_registers_nothing_is_known_beforehand() -> None:
+    """The API server refuses `locations` of those drivers, and of no others."""
+    assert {name for name in installed() if not can(name, Placed)} == UNREGISTERED
 
 
 def test_each_driver_has_its_options() -> None:

@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from glimpse.api.base import GROUP, VALIDATIONS, VERSION, Model, Rule, exactly_one
 from glimpse.api.image import Image
 from glimpse.api.policies import policies
-from glimpse.api.store import ImageStore
+from glimpse.api.store import UNREGISTERED, ImageStore
 from glimpse.api.upload import ImageUpload
 
 __all__ = ["build", "descriptions", "dump", "files", "policies"]
@@ -236,10 +236,19 @@ def _join(spec: Schema, drivers: Mapping[str, type[BaseModel]]) -> None:
         if "description" not in spec["properties"][name]:
             raise TypeError(f"spec.{name}: say in a docstring of Config what this kind of store is")
     same = " && ".join(f"has(self.{name}) == has(oldSelf.{name})" for name in names)
-    for rule in (
+    rules = [
         exactly_one(*names),
         Rule(same, "the kind of a store cannot be changed: create another ImageStore, and let Images name it"),
-    ):
+    ]
+    if without := sorted(UNREGISTERED & drivers.keys()):
+        told = " || ".join(f"has(self.{name})" for name in without)
+        rules.append(
+            Rule(
+                f"!has(self.locations) || size(self.locations) == 0 || !({told})",
+                f"nothing can be registered in stores of the kinds {', '.join(without)}: leave locations out",
+            )
+        )
+    for rule in rules:
         spec.update(rule.beside(spec))
 
 

@@ -28,6 +28,9 @@ from glimpse.api.locations import LocationRule
 READ_ONLY: Final = "http"
 """The driver member of a store that is only read from: it takes no bytes, and nothing of ours is in it."""
 
+UNREGISTERED: Final = frozenset({"cinder", "gridfs", "sheepdog", "vmware"})
+"""The driver members of stores in which nothing can be registered."""
+
 SOME = "type(self) == int ? self > 0 : self.matches('[1-9]')"
 """That a Quantity is more than nothing."""
 
