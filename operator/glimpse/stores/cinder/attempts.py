@@ -122,7 +122,8 @@ class Attempts:
         by copying, or leaves that to Ceph.
         """
         self._melt(original.id)
-        snapshot = self._service.freeze(original.id, {STORE: self._place, KEY: key, ATTEMPT: attempt})
+        notes = {STORE: self._place, KEY: key, ATTEMPT: attempt}
+        snapshot = self._service.freeze(original.id, f"glimpse-{key}", notes)
         try:
             self._service.frozen(snapshot)
             with self.made(key, attempt, original.gigabytes, snapshot=snapshot) as (volume, lease):

@@ -216,9 +216,9 @@ class Service:
         state = found.status if found else "unknown"
         raise StoreUnavailable(f"{self.where}: a volume is still {state} after {self._settling:.0f} s")
 
-    def freeze(self, volume: str, metadata: Mapping[str, str]) -> str:
+    def freeze(self, volume: str, name: str, metadata: Mapping[str, str]) -> str:
         """Begin to make a snapshot of a volume, whoever has it attached; its id. Raises NotFound, StoreFull."""
-        body = {"snapshot": {"volume_id": volume, "metadata": dict(metadata), "force": True}}
+        body = {"snapshot": {"volume_id": volume, "name": name, "metadata": dict(metadata), "force": True}}
         made: str = self._call("POST", "/snapshots", body)["snapshot"]["id"]
         return made
 
