@@ -3,9 +3,12 @@
 import ast
 import re
 import sys
+from configparser import ConfigParser
 from pathlib import Path
 
 import pytest
+
+from glimpse.stores import installed
 
 ROOT = Path(__file__).resolve().parents[1]
 STORES = ROOT / "operator/glimpse/stores"
@@ -36,6 +39,15 @@ def eager(module: Path) -> set[str]:
 def test_a_driver_can_be_read_without_its_client_library(driver: Path) -> None:
     """A driver imports its client lazily, so that its Config is readable where the library is absent."""
     assert eager(driver) <= sys.stdlib_module_names | {"glimpse", "pydantic"}
+
+
+def test_all_drivers_are_kept_apart() -> None:
+    """What is installed as a driver is in the contract of imports that says that drivers do not know each other."""
+    contracts = ConfigParser()
+    contracts.read(ROOT / ".importlinter")
+    apart = contracts["importlinter:contract:drivers"]["modules"].split()
+    ours = [point.module for point in installed().values() if point.dist and point.dist.name == "glimpse"]
+    assert sorted(ours) == apart
 
 
 def test_openpgp_is_loaded_only_where_somebody_has_signed() -> None:
