@@ -91,10 +91,15 @@ class Relay:
                 self.requests.append(("STREAM", request.path))
                 async with self._asked:
                     self._asked.notify_all()
-                with suppress(aiohttp.ClientConnectionResetError):  # who watches may go at any moment
-                    async for chunk in answer.content.iter_any():
-                        await self.flowing.wait()
-                        await response.write(chunk)
+                try:
+                    with suppress(aiohttp.ClientConnectionResetError):  # who watches may go at any moment
+                        async for chunk in answer.content.iter_any():
+                            await self.flowing.wait()
+                            await response.write(chunk)
+                finally:
+                    # Who takes leave by TLS waits for an answer, and the loop of the test may end meanwhile.
+                    if answer.connection and answer.connection.transport:
+                        answer.connection.transport.abort()
                 return response
         finally:
             self._watches.remove(request)

@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 from tests.relay import Relay, relay
 
-from glimpse import kube as kube_module
 from glimpse.kube import (
     CONFIGMAP,
     EVENT,
@@ -28,6 +27,7 @@ from glimpse.kube import (
     Object,
     Unavailable,
 )
+from glimpse.kube import events as events_module
 from servers.kube import Cluster, write_kubeconfig
 from servers.kube import Kube as KubeServer
 
@@ -308,7 +308,7 @@ async def test_an_event_is_written_once(client: Kube, cluster: Cluster, namespac
         await client.event(image, type="Normal", reason="Stored", message="it is there")
     for number in range(100):
         await client.event(image, type="Warning", reason="Noise", message=f"number {number}")
-    await client._events.join()
+    await client.events.written()
     found = [event async for event in client.list(EVENT, namespace)]
     assert sum(event["reason"] == "Stored" for event in found) == 1
     assert len(found) == 25
@@ -336,7 +336,7 @@ async def test_an_event_costs_the_same_however_many_there_were(client: Kube) -> 
         return count
 
     counts = [await steps(number) for number in range(900)]  # nothing is waited for, so none is posted yet
-    assert client._events.qsize() == 900
+    assert client.events._waiting.qsize() == 900
     # garbage may be collected in any one of them, so the middle of the last is compared with that of the first
     assert statistics.median(counts[-100:]) < 2 * statistics.median(counts[1:101])
 
@@ -347,11 +347,11 @@ async def test_a_silenced_object_may_speak_again(client: Kube, monkeypatch: pyte
     image = {"apiVersion": IMAGE.api_version, "kind": IMAGE.kind, "metadata": meta}
     for number in range(30):
         await client.event(image, type="Warning", reason="Noise", message=f"number {number}")
-    assert client._events.qsize() == 25
-    monkeypatch.setattr(kube_module, "_EVENT_REPEAT", -1.0)
+    assert client.events._waiting.qsize() == 25
+    monkeypatch.setattr(events_module, "_REPEAT", -1.0)
     await client.event(image, type="Warning", reason="Noise", message="number 0")
-    assert client._events.qsize() == 26
-    assert (len(client._said), client._spoken) == (1, {meta["uid"]: 1})
+    assert client.events._waiting.qsize() == 26
+    assert (len(client.events._said), client.events._spoken) == (1, {meta["uid"]: 1})
 
 
 async def test_an_event_never_hurts(cluster: Cluster, namespace: str) -> None:
@@ -361,7 +361,7 @@ async def test_an_event_never_hurts(cluster: Cluster, namespace: str) -> None:
     await admin.close()
     client = await Kube.connect(cluster.kubeconfig_for(namespace, "mute"))
     await client.event(image, type="Normal", reason="Stored", message="nobody hears")
-    await client._events.join()
+    await client.events.written()
     await client.close()
 
 

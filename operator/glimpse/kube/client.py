@@ -1,14 +1,6 @@
-"""All calls to the Kubernetes API, for operator and gateway.
+"""The client of the Kubernetes API: requests, watches, patches and reviews, for operator and gateway.
 
-One place for retries, limits and errors, so that no caller has to know HTTP. Objects are plain JSON (dict): models
-belong to the callers. Longer than other modules, since nothing else may speak to the API server.
-
-    ApiError
-    ├── Gone            404: there is no such object
-    ├── Conflict        409, or a test of a patch that does not hold: read again, decide again
-    ├── Forbidden       403: RBAC or an admission policy says no
-    ├── Invalid         400, 422 and any other 4xx: the request is wrong, and would be again
-    └── Unavailable     429, 5xx, network: tried again here for some seconds, then raised
+One place for retries and limits. Nothing else speaks to the API server.
 """
 
 import asyncio
@@ -17,99 +9,20 @@ import json
 import logging
 import random
 import time
-from collections import Counter, OrderedDict
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from datetime import UTC, datetime
-from hashlib import sha256
+from datetime import datetime
 from pathlib import Path
-from typing import Any, Final, NamedTuple, Self
+from typing import Final, NamedTuple, Self
 
 import aiohttp
 
-from glimpse.api.base import GROUP, VERSION
+from glimpse.api.base import GROUP
+from glimpse.kube.answers import ApiError, Expired, Gone, Unavailable, answer
+from glimpse.kube.events import Events
+from glimpse.kube.kinds import ACCESS_REVIEW, SERVICE_ACCOUNT, TOKEN_REVIEW, Kind, Object
 from glimpse.login import Login
 
 log = logging.getLogger(__name__)
-
-Object = dict[str, Any]
-"""A Kubernetes object as JSON."""
-
-
-class Kind(NamedTuple):
-    """A resource of the API server."""
-
-    group: str
-    version: str
-    plural: str
-    kind: str
-    namespaced: bool
-
-    @property
-    def api_version(self) -> str:
-        """As in an object's `apiVersion`."""
-        return f"{self.group}/{self.version}" if self.group else self.version
-
-    def path(self, namespace: str | None = None, name: str | None = None, sub: str | None = None) -> str:
-        """The URL's path. Names of objects are DNS names, which need no quoting; anything else raises ValueError."""
-        parts = [f"/apis/{self.group}/{self.version}" if self.group else f"/api/{self.version}"]
-        parts += ["namespaces", namespace] if self.namespaced and namespace else []
-        parts += [part for part in (self.plural, name, sub) if part]
-        for part in parts[1:]:
-            if not part.replace("-", "").replace(".", "").replace(":", "").isalnum() or part.strip(".") == "":
-                raise ValueError(f"{part!r} is not the name of an object")
-        return "/".join(parts)
-
-
-IMAGE: Final = Kind(GROUP, VERSION, "images", "Image", True)
-STORE: Final = Kind(GROUP, VERSION, "imagestores", "ImageStore", False)
-UPLOAD: Final = Kind(GROUP, VERSION, "imageuploads", "ImageUpload", True)
-NAMESPACE: Final = Kind("", "v1", "namespaces", "Namespace", False)
-SECRET: Final = Kind("", "v1", "secrets", "Secret", True)
-CONFIGMAP: Final = Kind("", "v1", "configmaps", "ConfigMap", True)
-EVENT: Final = Kind("", "v1", "events", "Event", True)
-LEASE: Final = Kind("coordination.k8s.io", "v1", "leases", "Lease", True)
-SERVICE_ACCOUNT: Final = Kind("", "v1", "serviceaccounts", "ServiceAccount", True)
-TOKEN_REVIEW: Final = Kind("authentication.k8s.io", "v1", "tokenreviews", "TokenReview", False)
-ACCESS_REVIEW: Final = Kind("authorization.k8s.io", "v1", "subjectaccessreviews", "SubjectAccessReview", False)
-
-
-class ApiError(Exception):
-    """The API server said no, or nothing. `status` is the HTTP status, 0 without an answer."""
-
-    def __init__(self, message: str, status: int = 0) -> None:
-        super().__init__(message)
-        self.message = message
-        self.status = status
-
-
-class Gone(ApiError):  # noqa: N818 - reads as what the API server says
-    """There is no such object."""
-
-
-class Conflict(ApiError):  # noqa: N818 - reads as what the API server says
-    """The object is not as we thought: read it again and decide again."""
-
-
-class Forbidden(ApiError):  # noqa: N818 - reads as what the API server says
-    """RBAC or an admission policy says no."""
-
-
-class Invalid(ApiError):  # noqa: N818 - reads as what the API server says
-    """The request is wrong, and would be wrong again."""
-
-
-class Unavailable(ApiError):  # noqa: N818 - reads as what the API server says
-    """The API server did not answer, or asked us to come later; tried again for some seconds already."""
-
-    retry_after: float = 0.0
-    """Seconds that it asked us to wait."""
-
-
-class Expired(ApiError):  # noqa: N818 - reads as what the API server says
-    """410: the version that we speak of is compacted. Handled here: never leaves this module."""
-
-    goes_on = ""
-    """Continues a list, if the server offers it."""
 
 
 class Review(NamedTuple):
@@ -134,11 +47,6 @@ _WATCH_SILENCE: Final = 80.0
 """Seconds without a byte after which a watch counts as broken; bookmarks come once a minute."""
 _MAX_LINE: Final = 32 << 20
 """Bytes of the largest event of a watch; etcd takes 1.5 MiB."""
-_EVENT_QUEUE: Final = 1000
-_EVENT_REPEAT: Final = 600.0
-"""Seconds in which the same Event of an object is written once only."""
-_EVENT_BURST: Final = 25
-"""Events of one object within `_EVENT_REPEAT`, as client-go's spam filter allows."""
 
 
 class Kube:
@@ -152,10 +60,7 @@ class Kube:
         self._session = login.session()
         self._reviews = login.session()  # strangers ask for these: they must not starve anything else
         self._watches = login.session(connections=0)  # never starved by requests
-        self._events: asyncio.Queue[Object] = asyncio.Queue(_EVENT_QUEUE)
-        self._said: OrderedDict[tuple[str, str], float] = OrderedDict()
-        self._spoken: Counter[str] = Counter()
-        self._poster: asyncio.Task[None] | None = None
+        self.events = Events(self.create)
 
     @classmethod
     async def connect(
@@ -166,9 +71,7 @@ class Kube:
 
     async def close(self) -> None:
         """Close all connections; Events that wait are lost."""
-        if self._poster:
-            self._poster.cancel()
-            await asyncio.gather(self._poster, return_exceptions=True)
+        await self.events.close()
         for session in (self._session, self._reviews, self._watches):
             await session.close()
 
@@ -221,7 +124,7 @@ class Kube:
         finally:
             if self._observe:
                 self._observe(verb, status, time.monotonic() - began)
-        return _answer(verb, path, status, raw, retry_after)
+        return answer(verb, path, status, raw, retry_after)
 
     async def ping(self) -> None:
         """Ask the API server for a sign of life, once and on a new connection: an old one may hang. Raises ApiError."""
@@ -384,14 +287,18 @@ class Kube:
             async with self._watches.get(self.login.server + path, params=params, timeout=timeout) as response:
                 status = response.status
                 if status != 200:  # noqa: PLR2004 - HTTP
-                    _answer("WATCH", path, status, await response.read(), "")
-                async for line in _lines(response.content):
-                    event = json.loads(line)
-                    if event["type"] == "ERROR":
-                        _answer(
-                            "WATCH", path, event["object"].get("code", 500), json.dumps(event["object"]).encode(), ""
-                        )
-                    yield event["type"], event["object"]
+                    answer("WATCH", path, status, await response.read(), "")
+                try:
+                    async for line in _lines(response.content):
+                        event = json.loads(line)
+                        if event["type"] == "ERROR":
+                            said = event["object"]
+                            answer("WATCH", path, said.get("code", 500), json.dumps(said).encode(), "")
+                        yield event["type"], event["object"]
+                finally:
+                    # Nothing more is read: who takes leave by TLS waits for an answer, and the loop may end meanwhile.
+                    if response.connection and response.connection.transport:
+                        response.connection.transport.abort()
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError, KeyError) as error:
             raise Unavailable(f"WATCH {path}: {_say(error)}") from error
         finally:
@@ -454,58 +361,7 @@ class Kube:
         The same Event is written once in ten minutes, and no more than 25 about one object. `type` is `Normal` or
         `Warning`.
         """
-        if self._events.full():
-            return
-        meta, now = obj["metadata"], time.monotonic()
-        uid = meta["uid"]
-        while self._said and next(iter(self._said.values())) < now - _EVENT_REPEAT:
-            (old, _), _ = self._said.popitem(last=False)
-            self._spoken[old] -= 1
-            if not self._spoken[old]:
-                del self._spoken[old]
-        same = sha256(f"{uid}\0{type}\0{reason}\0{message}".encode()).hexdigest()
-        if (uid, same) in self._said or self._spoken[uid] >= _EVENT_BURST:
-            return
-        self._said[uid, same] = now
-        self._spoken[uid] += 1
-        stamp = datetime.now(UTC)
-        at = stamp.strftime("%Y-%m-%dT%H:%M:%SZ")
-        self._events.put_nowait(
-            {
-                "metadata": {
-                    "name": f"{meta['name']}.{int(stamp.timestamp() * 1e6):x}{same[:4]}",
-                    "namespace": meta.get("namespace", "default"),
-                },
-                "involvedObject": {
-                    "apiVersion": obj["apiVersion"],
-                    "kind": obj["kind"],
-                    "name": meta["name"],
-                    "uid": uid,
-                    "resourceVersion": meta.get("resourceVersion", ""),
-                }
-                | ({"namespace": meta["namespace"]} if "namespace" in meta else {}),
-                "type": type,
-                "reason": reason,
-                "message": message[:1024],
-                "firstTimestamp": at,
-                "lastTimestamp": at,
-                "count": 1,
-                "source": {"component": "glimpse-operator"},
-                "reportingComponent": "glimpse.dev/operator",
-            }
-        )
-        if self._poster is None:
-            self._poster = asyncio.create_task(self._post(), name="events")
-
-    async def _post(self) -> None:
-        while True:
-            body = await self._events.get()
-            try:
-                await self.create(EVENT, body, body["metadata"]["namespace"])
-            except ApiError as error:
-                log.debug("an Event was lost: %s", error.message)
-            finally:
-                self._events.task_done()
+        self.events.say(obj, type=type, reason=reason, message=message)
 
     # --- who is who
 
@@ -575,39 +431,6 @@ class Kube:
         path = SERVICE_ACCOUNT.path(namespace, service_account, "token")
         status = (await self._call("POST", path, body))["status"]
         return status["token"], datetime.fromisoformat(status["expirationTimestamp"])
-
-
-def _answer(verb: str, path: str, status: int, raw: bytes, retry_after: str) -> Object:
-    """The object of an answer, or the error that it is."""
-    body: Object = {}
-    with contextlib.suppress(ValueError):
-        parsed = json.loads(raw)
-        body = parsed if isinstance(parsed, dict) else {}
-    if 200 <= status < 300 and body:  # noqa: PLR2004 - HTTP
-        return body
-    message = f"{verb} {path}: {status} {body.get('message', '')}".rstrip()[:500]
-    details = body.get("details") or {}
-    error: ApiError
-    match status:
-        case 404:
-            error = Gone(message, status)
-        case 403:
-            error = Forbidden(message, status)
-        case 410:
-            error = expired = Expired(message, status)
-            expired.goes_on = (body.get("metadata") or {}).get("continue", "")
-        case 409:
-            error = Conflict(message, status)
-        case 422 if verb == "PATCH" and not details:
-            # Seen: a test that fails comes without any detail, an object that is not valid names its kind and causes.
-            error = Conflict(f"{verb} {path}: 422 the object has changed", status)
-        case _ if 400 <= status < 500 and status not in (401, 408, 425, 429):  # noqa: PLR2004 - HTTP
-            error = Invalid(message, status)
-        case _:
-            error = away = Unavailable(message, status)
-            seconds = retry_after or str(details.get("retryAfterSeconds", ""))
-            away.retry_after = float(seconds) if seconds.isdigit() else 0.0
-    raise error
 
 
 def _only(name: str) -> dict[str, str]:
