@@ -3,9 +3,10 @@
 Apart from the other tasks, since it is where sources, checks and stores meet.
 """
 
+import logging
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from functools import partial
 
@@ -29,7 +30,7 @@ from glimpse.sources.http import HttpSource, open_http
 from glimpse.sources.pipe import UPLOADED, PipeSource
 from glimpse.sources.proof import Expected, expected
 from glimpse.stores import Entry, Store, open_store
-from glimpse.streams import Checked, Digest, Meter, Reader, tee
+from glimpse.streams import Cancel, Checked, Digest, Meter, Reader, tee
 from glimpse.tasks import (
     URL_LENGTH,
     Answer,
@@ -53,6 +54,8 @@ from glimpse.verdicts import Verdicts
 from glimpse.ways import Familiar, Known, Once, Opened, Others, Way, place, stored
 
 Say = Callable[[Event], None]
+
+_log = logging.getLogger(__name__)
 
 
 class Fetcher:
@@ -123,17 +126,24 @@ class Fetcher:
         return entry
 
     def _clone(self, store: Store) -> bool:
-        """Make the object of another Image's in the same store. What fails then is told by the copy that follows."""
+        """Make the object of another Image's in the same store. What fails is in the log, and a copy follows."""
         origin = self._task.origin
         if not isinstance(origin, ImageOrigin) or store.name not in {ref.name for ref in origin.stores}:
             return False
+        going = Cancel(self._cancelled).finish
         attempt = f"{self._task.attempt}c"  # a server may go on with a copy that has failed, under its own name
-        with suppress(Problem):
-            if entry := store.clone(origin.key, origin.digest, self._key, attempt, self._ours):
-                self._record = self._record or entry.record
-                self._say(Stored(store=store.name, location=entry.location, size=entry.size))
-                return True
-        return False
+        try:
+            going()
+            entry = store.clone(origin.key, origin.digest, self._key, attempt, self._ours, going=going)
+        except Problem as problem:
+            if not self._cancelled.is_set():
+                _log.warning("the bytes of %s are copied, as the store does not do it: %s", self._key, problem.message)
+            return False
+        if entry is None:
+            return False
+        self._record = self._record or entry.record
+        self._say(Stored(store=store.name, location=entry.location, size=entry.size))
+        return True
 
     def _ours(self, record: Record) -> Record:
         """Another Image's record, as ours."""

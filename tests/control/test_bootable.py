@@ -2,10 +2,11 @@
 
 import pytest
 from tests.control.support import NOW, World, image
+from tests.control.test_originals import entry
 from tests.control.test_store import DONE, after, store
 
 from glimpse.control.conditions import find
-from glimpse.control.seen import Allowed, StoreView
+from glimpse.control.seen import Allowed, Original, StoreView
 from glimpse.control.store import StoreSeen, decide, view
 
 DISKS = StoreView("disks", "1", boot_format="raw")
@@ -91,6 +92,18 @@ def test_a_registered_file_is_replaced() -> None:
     stored(it, disk_format="qcow2")
     (text,) = said(it).values()
     assert text.endswith("find qcow2 in place of raw; register an image in that format")
+
+
+def test_a_reference_is_as_its_original() -> None:
+    """It converts nothing itself: what it names must have the format."""
+    it = world(source={"image": {"name": "golden"}})
+    it.original = Original("1-1", entry())
+    stored(it, disk_format="qcow2")
+    (text,) = said(it).values()
+    assert text.endswith(
+        "find qcow2 in place of raw; it is for the Image in spec.source.image to have that format: "
+        "name another, or ask its owner"
+    )
 
 
 def test_the_store_says_what_it_wants() -> None:

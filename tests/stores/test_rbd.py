@@ -850,7 +850,7 @@ def test_a_delete_that_died_half_way(store: Store, io: Any, place: Place, namesp
     with store.get(KEY) as reader:
         assert reader.read() == noise(1000)
     assert isinstance(store.driver, Cloneable)
-    assert store.driver.clone(KEY, OTHER, "b1", b"{}").key == OTHER
+    assert store.driver.clone(KEY, OTHER, "b1", b"{}", lambda: None).key == OTHER
     store.delete(OTHER)
     store.delete(KEY)
     assert list(store.list()) == []

@@ -743,7 +743,7 @@ def test_a_file_that_the_server_cannot_read_is_not_copied_by_it(ref: StoreRef, p
     file.symlink_to(file)
     assert isinstance(store.driver, Cloneable)
     with pytest.raises(Unable):
-        store.driver.clone(KEY, OTHER, "b1", b"{}")
+        store.driver.clone(KEY, OTHER, "b1", b"{}", lambda: None)
     file.unlink()
     assert names(place) == {"glimpse-store.json", *(of(f"{KEY}.a1") - {f"data/{KEY}.a1.img"})}
 
@@ -755,7 +755,7 @@ def test_a_copy_of_what_is_gone_is_none(ref: StoreRef, place: Path) -> None:
     (place / "data" / f"{KEY}.a1.img").unlink()
     assert isinstance(store.driver, Cloneable)
     with pytest.raises(NotFound):
-        store.driver.clone(KEY, OTHER, "b1", b"{}")
+        store.driver.clone(KEY, OTHER, "b1", b"{}", lambda: None)
     assert names(place) == {"glimpse-store.json", *(of(f"{KEY}.a1") - {f"data/{KEY}.a1.img"})}
 
 
@@ -809,7 +809,7 @@ def test_a_copy_that_does_not_fit_leaves_nothing(small: StoreRef, vcenter: VCent
     before = names(place)
     assert isinstance(store.driver, Cloneable)
     with pytest.raises(StoreFull):
-        store.driver.clone(KEY, OTHER, "b1", b"{}")
+        store.driver.clone(KEY, OTHER, "b1", b"{}", lambda: None)
     assert names(place) == before
 
 

@@ -175,7 +175,8 @@ def describe_activity(d: Draft, fetching: bool, waits: list[Failure], stalls: li
     elif fetching and d.seen.progress and d.seen.progress.stage == "Converting":
         d.conditions.set(RECONCILING, True, "Converting", f"the image becomes {d.spec.format.convert_to}")
     elif fetching:
-        d.conditions.set(RECONCILING, True, "Transferring", "bytes are on their way")
+        whose = "of the other Image are taken over" if d.spec.source.image else "are on their way"
+        d.conditions.set(RECONCILING, True, "Transferring", f"bytes {whose}")
     elif d.pending and d.pending.upload and not d.pending.failure:
         d.conditions.set(RECONCILING, True, "Uploading", "bytes are being uploaded")
     elif waits:
@@ -207,15 +208,16 @@ def describe_stores(d: Draft, fetching: bool) -> None:
         else:
             text = "bytes are on their way" if fetching else "holds nothing yet"
             conditions.set(READY, False, "Progressing", text)
-        if d.served and d.holds(name) and (why := unbootable(d.served, name, d.view(name).boot_format)):
+        if d.served and d.holds(name) and (why := unbootable(d, d.served, name)):
             conditions.set(BOOTABLE, False, NOT_BOOTABLE, why)
         else:
             conditions.drop(BOOTABLE)
         d.stores[name] = store.but(conditions=conditions.result())
 
 
-def unbootable(entry: HistoryEntry, store: str, wanted: str | None) -> str:
+def unbootable(d: Draft, entry: HistoryEntry, store: str) -> str:
     """Why no machine can start from this revision where it lies, and the way out; empty if one can, or none does."""
+    wanted = d.view(store).boot_format
     source = Downloaded.of(entry)
     packed = source.compression if not source.unpacked else ""
     if wanted is None or (not packed and entry.disk_format in {wanted, *(_AS_RAW if wanted == "raw" else ())}):
@@ -223,6 +225,8 @@ def unbootable(entry: HistoryEntry, store: str, wanted: str | None) -> str:
     text = f"machines start from {store} as it lies there, and find {packed or entry.disk_format} in place of {wanted}"
     if entry.location and entry.location.store == store:
         return f"{text}; register an image in that format"
+    if d.spec.source.image:
+        return f"{text}; it is for the Image in spec.source.image to have that format: name another, or ask its owner"
     return f"{text}; set spec.format.{'decompress to auto' if packed else f'convertTo to {wanted}'}"
 
 

@@ -316,11 +316,12 @@ class Unable(Exception):  # noqa: N818 - nothing went wrong
 class Cloneable(Protocol):
     """The store can make one object of another, and the bytes do not pass through us."""
 
-    def clone(self, source: str, key: str, attempt: str, record: bytes, /) -> Stat:
+    def clone(self, source: str, key: str, attempt: str, record: bytes, going: Callable[[], None], /) -> Stat:
         """Make `key` with the bytes of the object `source`, atomically and durably as `put` does.
 
-        Each of the two may be removed then, and the other stays whole. Raises Unable if of this one none can be made,
-        NotFound if there is no `source`, StoreConflict, StoreFull, StoreUnavailable.
+        Each of the two may be removed then, and the other stays whole. `going` is called now and then by who waits for
+        a server, from any thread, and raises once nobody wants the object any more. Raises that, Unable if of this one
+        none can be made, NotFound if there is no `source`, StoreConflict, StoreFull, StoreUnavailable.
         """
 
 

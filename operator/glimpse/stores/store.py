@@ -124,12 +124,20 @@ class Store:
         return self._put(key, caller, partial(driver.put_marked, key, attempt, mark), discard=discard)
 
     def clone(
-        self, source: str, digest: str, key: str, attempt: str, record: Callable[[Record], Record]
+        self,
+        source: str,
+        digest: str,
+        key: str,
+        attempt: str,
+        record: Callable[[Record], Record],
+        *,
+        going: Callable[[], None] = lambda: None,
     ) -> Entry | None:
         """Make an object of another one with this digest, without its bytes passing through us.
 
-        `record` makes the new record of the old one. None if the store cannot, or does not hold such an object: then
-        the bytes must be copied. Limits count as for a `put`, and it raises the same.
+        `record` makes the new record of the old one; `going` is called now and then from any thread, and raises the
+        Problem with which this is to end. None if the store cannot, or does not hold such an object: then the bytes
+        must be copied. Limits count as for a `put`, and it raises the same.
         """
         _check(source, _KEY)
         _check(key, _KEY)
@@ -144,7 +152,7 @@ class Store:
                 return None
             made = record(found.record)
             Bounded(self, self._ref, Sized(found.size), lambda: made)  # sees that it fits
-            stat = driver.clone(source, key, attempt, encode(made))
+            stat = driver.clone(source, key, attempt, encode(made), going)
             if stat.size == found.size:
                 return Entry.of(stat)
             driver.delete(key)

@@ -3,6 +3,7 @@
 Two objects that share their bytes must be two in all that anybody can see, above all when one of them goes.
 """
 
+import itertools
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -10,12 +11,12 @@ from typing import ClassVar
 
 import pytest
 
-from glimpse.problems import QuotaExceeded, StoreConflict, StoreOwnedByAnother, TooLarge
+from glimpse.problems import QuotaExceeded, StoreConflict, StoreOwnedByAnother, TooLarge, WorkerLost
 from glimpse.stores import Cloneable, Entry, Store, open_store
 from glimpse.streams import CHUNK
 from glimpse.tasks import Record, Share, StoreRef
 from glimpse.testing.bodies import Body, noise, record_of
-from glimpse.testing.stores import KEY, OTHER, UID, Stalled, StoreFixtures, absent, put, read
+from glimpse.testing.stores import KEY, OTHER, UID, Raw, Stalled, StoreFixtures, absent, put, read
 
 DIGEST = "sha256:" + 64 * "a"
 
@@ -26,14 +27,20 @@ def original(store: Store, data: bytes, key: str = KEY) -> None:
 
 
 def clone(
-    store: Store, key: str = OTHER, *, source: str = KEY, attempt: str = "b1", digest: str = DIGEST
+    store: Store,
+    key: str = OTHER,
+    *,
+    source: str = KEY,
+    attempt: str = "b1",
+    digest: str = DIGEST,
+    going: Callable[[], None] = lambda: None,
 ) -> Entry | None:
     """Clone the original."""
 
     def ours(record: Record) -> Record:
         return record_of(key, size=record.size, digest=record.digest)
 
-    return store.clone(source, digest, key, attempt, ours)
+    return store.clone(source, digest, key, attempt, ours, going=going)
 
 
 class CloneableContract(StoreFixtures):
@@ -119,6 +126,26 @@ class CloneableContract(StoreFixtures):
         with ThreadPoolExecutor(6) as pool:
             assert sum(pool.map(run, range(6))) == 1
         assert read(store, OTHER) == data
+
+    @pytest.mark.parametrize("times", [0, 1])
+    def test_ends_when_it_is_not_wanted(self, store: Store, raw: Raw, times: int) -> None:
+        """Where a server is waited for, whoever does not want the object any more ends that, and nothing is left."""
+        original(store, noise(3 * CHUNK))
+        before, asked = raw(), itertools.count()
+
+        def going() -> None:
+            if next(asked) >= times:
+                raise WorkerLost("the task was cancelled")
+
+        try:
+            clone(store, going=going)
+        except WorkerLost:
+            assert absent(store, OTHER)
+            assert raw() == before
+            assert {entry.key for entry in store.list()} == {KEY}
+        else:
+            assert next(asked) <= times, "it was told"
+            assert read(store, OTHER) == noise(3 * CHUNK)
 
     def test_survives_a_crowd(self, store: Store) -> None:
         """Many that clone, update and delete as fast as they can meet nothing but StoreConflict."""

@@ -108,7 +108,7 @@ class Memory:
             self._place.registered.pop(key, None)
         self._reap(key)
 
-    def clone(self, source: str, key: str, attempt: str, record: bytes, /) -> Stat | None:
+    def clone(self, source: str, key: str, attempt: str, record: bytes, _going: Callable[[], None], /) -> Stat | None:
         """The same chunks."""
         del attempt
         with self._place.lock:

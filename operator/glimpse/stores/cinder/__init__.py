@@ -44,7 +44,7 @@ from glimpse.stores import Capacity, Stat
 from glimpse.stores.cinder.attempts import Attempts
 from glimpse.stores.cinder.config import CinderConfig, login
 from glimpse.stores.cinder.image import Ceph, Nothing, Watch, Way, way
-from glimpse.stores.cinder.service import Service, Volume
+from glimpse.stores.cinder.service import Service
 from glimpse.stores.cinder.volumes import (
     GIB,
     KEY,
@@ -56,6 +56,7 @@ from glimpse.stores.cinder.volumes import (
     STATE,
     STORE,
     WRITTEN,
+    Volume,
     is_stored,
     joined,
     name,
@@ -143,11 +144,11 @@ class Cinder:
             finally:
                 self._unwritten.pop(volume.id, None)
 
-    def clone(self, source: str, key: str, attempt: str, record: bytes, /) -> Stat:
+    def clone(self, source: str, key: str, attempt: str, record: bytes, going: Callable[[], None], /) -> Stat:
         """Have Cinder make the volume; all else is done as for a put."""
         original = self._attempts.find(source)
         self._beginning(key)
-        with self._attempts.cloned(original, key, attempt) as (volume, lease):
+        with self._attempts.cloned(original, key, attempt, going) as (volume, lease):
             return self._commit(volume, key, size_of(original), record, lease)
 
     @contextmanager
@@ -179,25 +180,34 @@ class Cinder:
 
     def delete(self, key: str, /) -> None:
         """Remove the volume; Cinder refuses that while it has snapshots, or is attached to a machine."""
-        base, dot, _ = key.partition(".")
+        base, dot, attempt = key.partition(".")
         volumes = self._attempts.of(base)
         if dot:
             volumes = [each for each in volumes if name(each) == key]
         elif found := stored(volumes):
             self._attempts.drop(found)
         self._attempts.reap(volumes, strict=True)
+        self._attempts.melt(base, attempt)
 
     def list(self, prefix: str = "", /) -> Iterator[Stat]:
-        """A volume is in one listing once, whatever becomes of it meanwhile. What is being removed is not."""
+        """A volume is in one listing once, whatever becomes of it meanwhile. What is being removed is not.
+
+        Of an attempt at a clone there may be a snapshot alone.
+        """
+        attempts = set()
         for each in self._service.find({STORE: self._place}, self.page):
             key = each.metadata.get(KEY, "")
             if not key.startswith(prefix) or each.status == "deleting":
                 continue
             if not is_stored(each):
                 where = self._attempts.location(each.id)
+                attempts.add(name(each))
                 yield Stat(name(each), each.gigabytes * GIB, where, each.created, partial=True)
             elif key != MARKER:
                 yield self._stat(each)
+        for left in self._attempts.snapshots():
+            if name(left).startswith(prefix) and name(left) not in attempts:
+                yield Stat(name(left), 0, self._attempts.location(left.id, "snapshots"), left.created, partial=True)
 
     def probe(self) -> Capacity:
         """Write to the marker, and ask for the quota. Volumes that are being written count as what is written of them.

@@ -18,7 +18,7 @@ next one who passes by.
 
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from functools import partial
@@ -26,7 +26,7 @@ from typing import Final
 
 from glimpse.lease import Lease
 from glimpse.problems import NotFound, Problem, StoreConflict, StoreUnavailable
-from glimpse.stores.cinder.service import POLLS, Refused, Service, Volume
+from glimpse.stores.cinder.service import POLLS, Refused, Service
 from glimpse.stores.cinder.volumes import (
     ATTACHED,
     ATTEMPT,
@@ -34,6 +34,8 @@ from glimpse.stores.cinder.volumes import (
     KEY,
     STATE,
     STORE,
+    Snapshot,
+    Volume,
     is_ready,
     is_stored,
     stored,
@@ -89,6 +91,7 @@ class Attempts:
         more: Mapping[str, str] | None = None,
         *,
         snapshot: str | None = None,
+        going: Callable[[], None] = lambda: None,
     ) -> Iterator[tuple[Volume, Lease]]:
         """A new volume, alive as long as the block lasts; removed if it fails. Raises StoreFull."""
         made = None
@@ -104,7 +107,7 @@ class Attempts:
                 )
             volume = made
             with Lease(partial(self._live, volume), self._lease) as lease:
-                yield self._service.settle(volume, "available"), lease
+                yield self._service.settle(volume, "available", going), lease
         except BaseException:
             with suppress(Problem):
                 for each in self.of(key):
@@ -115,24 +118,29 @@ class Attempts:
             raise
 
     @contextmanager
-    def cloned(self, original: Volume, key: str, attempt: str) -> Iterator[tuple[Volume, Lease]]:
+    def cloned(
+        self, original: Volume, key: str, attempt: str, going: Callable[[], None]
+    ) -> Iterator[tuple[Volume, Lease]]:
         """The same, with the bytes of another one.
 
         It is made of a snapshot, which has gone when the block begins: Cinder has the new volume stand by itself then,
-        by copying, or leaves that to Ceph.
+        by copying, or leaves that to Ceph. `going` may end the waiting.
         """
-        self._melt(original.id)
         notes = {STORE: self._place, KEY: key, ATTEMPT: attempt}
         snapshot = self._service.freeze(original.id, f"glimpse-{key}", notes)
         try:
-            self._service.frozen(snapshot)
-            with self.made(key, attempt, original.gigabytes, snapshot=snapshot) as (volume, lease):
+            self._service.frozen(snapshot, going)
+            with self.made(key, attempt, original.gigabytes, snapshot=snapshot, going=going) as (volume, lease):
                 self._service.melt(snapshot)
-                self._service.melted(snapshot, MELTING * original.gigabytes)
+                self._service.melted(snapshot, MELTING * original.gigabytes, going)
                 yield volume, lease
         except BaseException:
             with suppress(Problem):
-                self._service.melt(snapshot)
+                try:
+                    self._service.melt(snapshot)
+                except Refused:  # it is still being made
+                    self._service.frozen(snapshot)
+                    self._service.melt(snapshot)
             raise
 
     def commit(self, volume: str, key: str, notes: Mapping[str, str], lease: Lease) -> None:
@@ -203,36 +211,55 @@ class Attempts:
                         return
                     break
                 except Refused as problem:
-                    refusals += found.status == "available" and not self._melt(volume.id)
+                    ours, others = self._held(volume.id)
+                    refusals += found.status == "available" and not ours
                     if refusals == REFUSALS or time.monotonic() > deadline:
                         where = self.location(volume.id)
+                        if others:
+                            raise StoreUnavailable(
+                                f"{where} cannot be removed while it has the snapshot {others[0]}, which is none of "
+                                "Glimpse's: see to `openstack volume snapshot delete`"
+                            ) from problem
                         raise StoreUnavailable(f"{where} cannot be removed. {problem.message}") from problem
                 time.sleep(next(pauses, POLLS[-1]))
                 found = self._service.show(volume.id)
             self._service.note(volume.id, {STATE: "removed"})
         except NotFound:
             return
-        if self._service.gone(volume.id, self._patience) and volume.snapshot:
-            with suppress(Problem):  # what stays is in nobody's way: who removes the original removes it
-                made = self._service.snapshot(volume.snapshot).metadata
-                if all(made.get(name) == volume.metadata.get(name) for name in (STORE, KEY, ATTEMPT)):
-                    self._service.melt(volume.snapshot)
+        self._service.gone(volume.id, self._patience)
 
-    def location(self, volume: str) -> str:
-        """A URL that tells a person where it is."""
-        return f"{self._endpoint}/volumes/{volume}"
+    def snapshots(self, key: str | None = None) -> Iterator[Snapshot]:
+        """Those of attempts at clones, of this key or of all, but those that are being removed."""
+        wanted = {STORE: self._place, **({} if key is None else {KEY: key})}
+        return (each for each in self._service.snapshots(wanted, self._page) if each.status != "deleting")
 
-    def _melt(self, original: str) -> bool:
-        """Whether clones are being made of a volume. What dead attempts at that have left is removed."""
-        ours = [each for each in self._service.snapshots(original) if each.metadata.get(STORE) == self._place]
-        for each in ours:
-            if each.status == "deleting" or self._service.now - each.created <= self._lease + 1:
+    def melt(self, key: str, attempt: str) -> None:
+        """Remove the snapshots of dead attempts at this key, or of this one. Raises Refused."""
+        for each in self.snapshots(key):
+            whose = each.metadata.get(ATTEMPT)
+            if (attempt and attempt != whose) or self._service.now - each.created <= self._lease + 1:
                 continue
-            clones = self.of(each.metadata.get(KEY, ""))
-            if not any(clone.snapshot == each.id and self.alive(clone) for clone in clones):
+            if not any(volume.metadata.get(ATTEMPT) == whose and self.alive(volume) for volume in self.of(key)):
+                self._service.melt(each.id)
+
+    def location(self, made: str, what: str = "volumes") -> str:
+        """A URL that tells a person where it is."""
+        return f"{self._endpoint}/{what}/{made}"
+
+    def _held(self, volume: str) -> tuple[int, list[str]]:
+        """Snapshots that hold a volume: how many are of clones, and which are others'.
+
+        The former are removed, also of one that is being made: either it has its bytes by now, or it gets none.
+        """
+        ours, others = 0, []
+        for each in self._service.snapshots_of(volume):
+            if each.metadata.get(STORE) == self._place:
+                ours += 1
                 with suppress(Problem):
                     self._service.melt(each.id)
-        return bool(ours)
+            else:
+                others.append(each.id)
+        return ours, others
 
     @contextmanager
     def _typed(self) -> Iterator[None]:

@@ -9,7 +9,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any, Final
@@ -24,6 +23,7 @@ from glimpse.problems import (
     StoreUnauthorized,
     StoreUnavailable,
 )
+from glimpse.stores.cinder.volumes import Snapshot, Volume
 
 MICROVERSION: Final = "3.54"
 """Attachments since 3.27, read-only ones since 3.54: OpenStack Stein, of 2019."""
@@ -50,34 +50,6 @@ class Refused(StoreUnavailable):
 
 
 Refused.reason = StoreUnavailable.reason  # what it is for everybody else
-
-
-@dataclass(frozen=True, slots=True)
-class Volume:
-    """What Cinder says of a volume."""
-
-    id: str
-    status: str
-    gigabytes: int
-    description: str
-    created: float
-    """Seconds since the epoch."""
-    metadata: Mapping[str, str]
-    now: float
-    """When Cinder said so, by its own clock, in whole seconds."""
-    snapshot: str | None
-    """Of which it was made, though that may have gone."""
-
-
-@dataclass(frozen=True, slots=True)
-class Snapshot:
-    """What Cinder says of a snapshot of a volume."""
-
-    id: str
-    status: str
-    created: float
-    """Seconds since the epoch."""
-    metadata: Mapping[str, str]
 
 
 class Service:
@@ -115,26 +87,7 @@ class Service:
 
     def find(self, metadata: Mapping[str, str], page: int) -> Iterator[Volume]:
         """All volumes with this metadata, a page at a time, oldest first."""
-        known: set[str] = set()
-        last = None
-        for _ in range(_TRIES):
-            try:
-                while True:
-                    query = {"metadata": str(dict(metadata)), "limit": page, "sort": "created_at:asc,id:asc"}
-                    query |= {"marker": last} if last else {}
-                    found = self._call("GET", f"/volumes/detail?{urlencode(query)}")["volumes"]
-                    for each in found:
-                        if each["id"] not in known:
-                            known.add(each["id"])
-                            yield self._volume(each)
-                    if len(found) < page:
-                        return
-                    last = found[-1]["id"]
-            except (NotFound, Refused):  # the last one of the page before was removed meanwhile: begin again
-                if last is None:
-                    raise
-                last = None
-        raise StoreUnavailable(f"{self.where}: volumes are removed faster than they can be listed")
+        return map(self._volume, self._pages("volumes", metadata, page))
 
     def show(self, volume: str) -> Volume:
         """One volume. Raises NotFound."""
@@ -204,10 +157,11 @@ class Service:
                 return False
         return False
 
-    def settle(self, volume: str, status: str) -> Volume:
-        """Wait until a volume has this status. Raises StoreUnavailable if it comes to another end."""
+    def settle(self, volume: str, status: str, going: Callable[[], None] = lambda: None) -> Volume:
+        """Wait until a volume has this status. Raises StoreUnavailable if it comes to another end; as `frozen`."""
         found = None
         for _ in self._looks(self._settling):
+            going()
             found = self.show(volume)
             if found.status == status:
                 return found
@@ -222,18 +176,23 @@ class Service:
         made: str = self._call("POST", "/snapshots", body)["snapshot"]["id"]
         return made
 
-    def snapshots(self, volume: str) -> Sequence[Snapshot]:
+    def snapshots(self, metadata: Mapping[str, str], page: int) -> Iterator[Snapshot]:
+        """All snapshots with this metadata, a page at a time, oldest first."""
+        return map(_snapshot, self._pages("snapshots", metadata, page))
+
+    def snapshots_of(self, volume: str) -> Sequence[Snapshot]:
         """All snapshots of a volume."""
-        found = self._call("GET", f"/snapshots?{urlencode({'volume_id': volume})}")["snapshots"]
+        found = self._call("GET", f"/snapshots/detail?{urlencode({'volume_id': volume})}")["snapshots"]
         return list(map(_snapshot, found))
 
     def snapshot(self, snapshot: str) -> Snapshot:
         """One snapshot. Raises NotFound."""
         return _snapshot(self._call("GET", f"/snapshots/{snapshot}")["snapshot"])
 
-    def frozen(self, snapshot: str) -> None:
-        """Wait until a snapshot is made. Raises StoreUnavailable if that comes to another end."""
+    def frozen(self, snapshot: str, going: Callable[[], None] = lambda: None) -> None:
+        """Wait until a snapshot is made. Raises StoreUnavailable if it comes to another end, and what `going` does."""
         for _ in self._looks(self._settling):
+            going()
             status = self.snapshot(snapshot).status
             if status == "available":
                 return
@@ -246,11 +205,12 @@ class Service:
         with suppress(NotFound):
             self._call("DELETE", f"/snapshots/{snapshot}")
 
-    def melted(self, snapshot: str, seconds: float) -> None:
-        """Wait until a snapshot has gone. Raises StoreUnavailable if that comes to another end, or to none."""
+    def melted(self, snapshot: str, seconds: float, going: Callable[[], None]) -> None:
+        """Wait until a snapshot has gone. Raises StoreUnavailable if it comes to another end; as `frozen`."""
         status = "deleting"
         with suppress(NotFound):
             for _ in self._looks(seconds):
+                going()
                 status = self.snapshot(snapshot).status
                 if status != "deleting":
                     break
@@ -276,6 +236,28 @@ class Service:
             time.sleep(next(pauses, POLLS[-1]))
             yield
 
+    def _pages(self, what: str, metadata: Mapping[str, str], page: int) -> Iterator[Mapping[str, Any]]:
+        known: set[str] = set()
+        last = None
+        for _ in range(_TRIES):
+            try:
+                while True:
+                    query = {"metadata": str(dict(metadata)), "limit": page, "sort": "created_at:asc,id:asc"}
+                    query |= {"marker": last} if last else {}
+                    found = self._call("GET", f"/{what}/detail?{urlencode(query)}")[what]
+                    for each in found:
+                        if each["id"] not in known:
+                            known.add(each["id"])
+                            yield each
+                    if len(found) < page:
+                        return
+                    last = found[-1]["id"]
+            except (NotFound, Refused):  # the last one of the page before was removed meanwhile: begin again
+                if last is None:
+                    raise
+                last = None
+        raise StoreUnavailable(f"{self.where}: {what} are removed faster than they can be listed")
+
     def _volume(self, found: Mapping[str, Any]) -> Volume:
         return Volume(
             id=found["id"],
@@ -285,7 +267,6 @@ class Service:
             created=_seconds(found["created_at"]),
             metadata=found.get("metadata") or {},
             now=self._clock[0] if self._clock else time.time(),
-            snapshot=found.get("snapshot_id"),
         )
 
     def _call(

@@ -1,10 +1,12 @@
-"""What the metadata of a volume say: which object it is of, how far it is, and its record."""
+"""Volumes and snapshots, and what their metadata say: which object one is of, how far it is, and its record.
+
+Cinder keeps nothing else that could say it, so names and forms of these values are what a store is made of.
+"""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Final
 from urllib.parse import quote, unquote_to_bytes
-
-from glimpse.stores.cinder.service import Volume
 
 MARKER: Final = "marker"
 STORE: Final = "glimpse-store"
@@ -28,6 +30,32 @@ ATTACHED: Final = frozenset({"reserved", "attaching", "in-use", "detaching"})
 _PLAIN: Final = "".join(chr(code) for code in range(0x21, 0x7F) if chr(code) != "%")
 
 
+@dataclass(frozen=True, slots=True)
+class Volume:
+    """What Cinder says of a volume."""
+
+    id: str
+    status: str
+    gigabytes: int
+    description: str
+    created: float
+    """Seconds since the epoch."""
+    metadata: Mapping[str, str]
+    now: float
+    """When Cinder said so, by its own clock, in whole seconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """What Cinder says of a snapshot of a volume."""
+
+    id: str
+    status: str
+    created: float
+    """Seconds since the epoch."""
+    metadata: Mapping[str, str]
+
+
 def is_stored(volume: Volume) -> bool:
     """Whether it is an object."""
     return volume.metadata.get(STATE) == "stored" and volume.status not in GONE
@@ -43,9 +71,9 @@ def stored(volumes: Sequence[Volume]) -> Volume | None:
     return next(filter(is_stored, volumes), None)
 
 
-def name(volume: Volume) -> str:
-    """As an attempt is called."""
-    return f"{volume.metadata.get(KEY)}.{volume.metadata.get(ATTEMPT)}"
+def name(made: Volume | Snapshot) -> str:
+    """As the attempt is called that has made it."""
+    return f"{made.metadata.get(KEY)}.{made.metadata.get(ATTEMPT)}"
 
 
 def size(volume: Volume) -> int:

@@ -221,7 +221,7 @@ class Filesystem:
             checkpoints = stack.enter_context(Checkpoints(place.attempts, ours, mark))
             return self._fill(place, key, checkpoints, body, record)
 
-    def clone(self, source: str, key: str, attempt: str, record: bytes, /) -> Stat:
+    def clone(self, source: str, key: str, attempt: str, record: bytes, _going: Callable[[], None], /) -> Stat:
         """A reflink, or where the file system has none a second name of the same file."""
         with ExitStack() as stack, self._folder.border(source):
             place = stack.enter_context(self._folder.place())

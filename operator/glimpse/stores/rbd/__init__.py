@@ -189,7 +189,7 @@ class RBD:
             if left:
                 left.attempt.release()
 
-    def clone(self, source: str, key: str, attempt: str, record: bytes, /) -> Stat:
+    def clone(self, source: str, key: str, attempt: str, record: bytes, _going: Callable[[], None], /) -> Stat:
         """Make a clone of the snapshot, which is an attempt until it has its own."""
         pool = self._cluster.open()
         with self._cluster.border():

@@ -154,14 +154,14 @@ class S3:
         life = max(1, min(int(seconds), LONGEST_LINK))
         return public.ask(lambda s3: s3.generate_presigned_url("get_object", Params=where, ExpiresIn=life))
 
-    def clone(self, source: str, key: str, attempt: str, record: bytes, /) -> Stat:
+    def clone(self, source: str, key: str, attempt: str, record: bytes, going: Callable[[], None], /) -> Stat:
         """Have the server copy the bytes, then write the object that names the attempt."""
         original = self._read(source)
         if original.note:
             raise Unable  # what others may write to is no object of ours
 
         def fill(name: str) -> int:
-            copy(self._bucket, original.place, name, original.size, whole=self.whole, piece=self.piece)
+            copy(self._bucket, original.place, name, original.size, whole=self.whole, piece=self.piece, going=going)
             return original.size
 
         return self._make(key, attempt, fill, lambda: record)

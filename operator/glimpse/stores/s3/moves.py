@@ -1,7 +1,7 @@
 """All bytes of an attempt: sent from a body, or copied from another object by the server itself; and read again."""
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import closing, suppress
 from functools import partial
@@ -47,11 +47,14 @@ def send(bucket: Bucket, name: str, body: Reader, least: int) -> int:
     return size
 
 
-def copy(bucket: Bucket, source: str, name: str, size: int, *, whole: int, piece: int) -> None:
+def copy(
+    bucket: Bucket, source: str, name: str, size: int, *, whole: int, piece: int, going: Callable[[], None]
+) -> None:
     """All `size` bytes of `source`, in one request up to `whole`; else, or if that takes too long, in parts of `piece`.
 
     One request may be nothing to a server that lets two objects share their bytes; where it copies them, several are
-    faster, and each answers in time. Raises NotFound, and Unable where the server copies nothing.
+    faster, and each answers in time. Raises NotFound, Unable where the server copies nothing, and what `going` raises
+    before a part.
     """
     if size <= whole:
         try:
@@ -66,6 +69,7 @@ def copy(bucket: Bucket, source: str, name: str, size: int, *, whole: int, piece
     upload, step = bucket.begin(name), next(sizes(size, piece))
 
     def part(start: int) -> str:
+        going()
         return bucket.copy_part(upload, start // step + 1, source, start, min(start + step, size))
 
     with ThreadPoolExecutor(AT_ONCE, thread_name_prefix="copy") as pool:

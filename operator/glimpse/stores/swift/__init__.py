@@ -123,14 +123,14 @@ class Swift:
         finally:
             taken[0].release()
 
-    def clone(self, source: str, key: str, attempt: str, record: bytes, /) -> Stat:
+    def clone(self, source: str, key: str, attempt: str, record: bytes, going: Callable[[], None], /) -> Stat:
         """Have the server copy the segments, then write what a put writes."""
         commit = self._names.load(source)
         if commit.note:
             raise Unable  # what others may write to is no object of ours
         original = self._names.place(f"{source}.{commit.attempt}")
         return self._make(
-            key, attempt, lambda place: copy(original, place, commit.layout, self.entries), lambda: record
+            key, attempt, lambda place: copy(original, place, commit.layout, self.entries, going), lambda: record
         )
 
     def where(self, location: str, /) -> str:

@@ -149,19 +149,22 @@ class _Flights:
             raise Stopped
 
 
-def copy(source: Place, place: Place, layout: Layout, entries: int) -> Layout:
+def copy(source: Place, place: Place, layout: Layout, entries: int, going: Callable[[], None]) -> Layout:
     """The same bytes at another place, copied by the server.
 
-    Raises NotFound if they are gone, DataLost if they are others, StoreFull, StoreUnavailable, Unable.
+    Raises NotFound if they are gone, DataLost if they are others, StoreFull, StoreUnavailable, Unable, and what `going`
+    raises before a segment.
     """
     if layout.segment:
-        _join(place, gather(source, place, layout, layout), entries)
+        _join(place, gather(source, place, layout, layout, going), entries)
     else:
         _copy(place.client, source.part(layout, 0), place.part(layout, 0), layout.size)
     return layout
 
 
-def gather(source: Place, place: Place, there: Layout, here: Layout) -> list[Entry]:
+def gather(
+    source: Place, place: Place, there: Layout, here: Layout, going: Callable[[], None] = lambda: None
+) -> list[Entry]:
     """Segments copied by the server, a segment a request, so that each answers in time; their entries in a manifest.
 
     What is at its place already is looked at. Raises as `copy`.
@@ -169,6 +172,7 @@ def gather(source: Place, place: Place, there: Layout, here: Layout) -> list[Ent
     size, segment, _ = there
 
     def one(number: int) -> Entry:
+        going()
         wanted = min(segment, size - number * segment)
         return _copy(place.client, source.part(there, number), place.part(here, number), wanted)
 

@@ -102,7 +102,7 @@ class VMware:
                 )
             yield reader
 
-    def clone(self, source: str, key: str, attempt: str, record: bytes, /) -> Stat:
+    def clone(self, source: str, key: str, attempt: str, record: bytes, going: Callable[[], None], /) -> Stat:
         """Have the datastore copy the bytes; all else is done as for a put."""
         with self._border(source):
             original = f"{source}.{self._attempts.sure(source)}"
@@ -110,7 +110,7 @@ class VMware:
 
         def fill(name: str) -> int:
             with self._border(source):
-                copy(self._server, data_of(original), data_of(name), lambda: self._attempts.size(name))
+                copy(self._server, data_of(original), data_of(name), lambda: self._attempts.size(name), going)
             return size
 
         return self._make(key, attempt, fill, lambda: record)

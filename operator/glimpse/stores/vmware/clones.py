@@ -18,10 +18,10 @@ _PAUSE: Final = 0.5
 """Seconds between two looks, at most."""
 
 
-def copy(server: Server, source: str, target: str, grown: Callable[[], object]) -> None:
+def copy(server: Server, source: str, target: str, grown: Callable[[], object], going: Callable[[], None]) -> None:
     """Have the server copy a file to a name that no file has. `grown` says something else when the copy has grown.
 
-    Raises Missing, Unable if the server does not copy this file, else Problem.
+    Raises Missing, Unable if the server does not copy this file, what `going` raises while it does, else Problem.
     """
     place = server.place
     with _once(server, target) as session:  # the answer may be lost: a second one would be in the way of the first
@@ -29,7 +29,7 @@ def copy(server: Server, source: str, target: str, grown: Callable[[], object]) 
             place.path(source), session.datacenter, place.path(target), session.datacenter, force=False
         )
     try:
-        error = _wait(server, task, grown)
+        error = _wait(server, task, grown, going)
     except BaseException:
         with suppress(Exception):
             _cancel(server, task)
@@ -39,11 +39,12 @@ def copy(server: Server, source: str, target: str, grown: Callable[[], object]) 
             raise error
 
 
-def _wait(server: Server, task: Any, grown: Callable[[], object]) -> Exception | None:
+def _wait(server: Server, task: Any, grown: Callable[[], object], going: Callable[[], None]) -> Exception | None:
     """Wait until a task is over; what it failed with. Raises StoreUnavailable if it stands still."""
     before: object = None
     end, pause = time.monotonic() + server.patience, 0.002
     while (seen := _look(server, task))["info.state"] in {"queued", "running"}:
+        going()
         if time.monotonic() > end:
             now = (seen.get("info.progress"), grown())
             if now == before:
