@@ -7,7 +7,7 @@ PYTHON := .venv/bin/python
 STEP := e2e/step
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .venv/.ready: pyproject.toml e2e/setup
 	@$(STEP) "set up the environment" e2e/setup
