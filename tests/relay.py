@@ -87,12 +87,12 @@ class Relay:
             await self.flowing.wait()
             async with self._forward(request) as answer:
                 response = web.StreamResponse(status=answer.status, headers={"Content-Type": "application/json"})
-                await response.prepare(request)
-                self.requests.append(("STREAM", request.path))
-                async with self._asked:
-                    self._asked.notify_all()
                 try:
                     with suppress(aiohttp.ClientConnectionResetError):  # who watches may go at any moment
+                        await response.prepare(request)
+                        self.requests.append(("STREAM", request.path))
+                        async with self._asked:
+                            self._asked.notify_all()
                         async for chunk in answer.content.iter_any():
                             await self.flowing.wait()
                             await response.write(chunk)
