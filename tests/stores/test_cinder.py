@@ -239,6 +239,7 @@ class TestCloneable(Fixtures, CloneableContract):
     """What a store promises that makes one object of another."""
 
     turns: ClassVar[int] = 1
+    asks: ClassVar[bool] = True
 
 
 class Frozen:

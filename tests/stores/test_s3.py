@@ -248,6 +248,8 @@ class TestCloneable(OnRadosgw, CloneableContract):
 class TestCloneableInParts(OnRadosgw, CloneableContract):
     """The same where all are too large for one request."""
 
+    asks: ClassVar[bool] = True
+
     @pytest.fixture(autouse=True)
     def small_pieces(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """The smallest that the server takes."""

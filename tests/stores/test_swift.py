@@ -101,6 +101,7 @@ class TestCloneable(Places, CloneableContract):
     """What a store promises that makes one object of another."""
 
     turns = 5
+    asks = True
 
 
 class TestRegistering(Places, RegisteringContract):

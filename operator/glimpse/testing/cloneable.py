@@ -48,6 +48,8 @@ class CloneableContract(StoreFixtures):
 
     turns: ClassVar[int] = 15
     """Of each in a crowd; fewer where an object takes most of a second to make."""
+    asks: ClassVar[bool] = False
+    """Whether 3 MiB take the server several requests or a while, so that it is asked meanwhile whether to go on."""
 
     @pytest.mark.parametrize("length", [0, 1, CHUNK, 3 * CHUNK + 17])
     def test_is_the_same_and_its_own(self, store: Store, length: int) -> None:
@@ -145,6 +147,7 @@ class CloneableContract(StoreFixtures):
             assert {entry.key for entry in store.list()} == {KEY}
         else:
             assert next(asked) <= times, "it was told"
+            assert times or not self.asks, "it has asked nobody"
             assert read(store, OTHER) == noise(3 * CHUNK)
 
     def test_survives_a_crowd(self, store: Store) -> None:
