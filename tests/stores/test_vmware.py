@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -29,6 +30,7 @@ from glimpse.problems import (
     StoreFull,
     StoreUnauthorized,
     StoreUnavailable,
+    WorkerLost,
 )
 from glimpse.runners import Inline
 from glimpse.settings import Addresses, Transfers
@@ -877,6 +879,32 @@ def test_a_copy_is_waited_for_as_long_as_it_grows(ref: StoreRef, place: Path, vc
             os.write(fd, slowly.data[9:])
         assert made.result(60)
     assert read(store, OTHER) == slowly.data
+
+
+def test_a_copy_that_nobody_wants_is_cancelled(ref: StoreRef, vcenter: VCenter, slowly: Slowly) -> None:
+    """While the server copies, who asked for it may end that; the task is cancelled, and there is no object."""
+    store, unwanted = open_store(ref), threading.Event()
+    original(store, slowly.data)
+    slowly.lay()
+
+    def going() -> None:
+        if unwanted.is_set():
+            raise WorkerLost("the task was cancelled")
+
+    with ThreadPoolExecutor(1) as pool, ExitStack() as stack:
+        made = pool.submit(clone, store, going=going)
+        slowly.begin(stack)
+        unwanted.set()
+        with pytest.raises(WorkerLost):
+            made.result(60)
+    with vcenter.session() as content:
+        tasks = [
+            Session(None, content).read(task, "info.descriptionId", "info.cancelled")
+            for task in content.taskManager.recentTask
+        ]
+    assert [task["info.cancelled"] for task in tasks if "copy" in task["info.descriptionId"]][-1]
+    with pytest.raises(NotFound):
+        store.stat(OTHER)
 
 
 def test_a_copy_that_stands_still_is_given_up(
